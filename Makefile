@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What people type.  The work is done by tools/lab; kbuild reads ./Kbuild.
+
+# Options, as in `make run VENDOR=intel`, reach tools/lab by the environment.  Those of this
+# make must not reach the kernel's.
+unexport MAKEFLAGS MFLAGS MAKELEVEL
+
+lab = cargo run --quiet --locked --manifest-path tools/lab/Cargo.toml \
+	--target-dir build/cargo --
+
+rust_sources = $(shell find nested rust tools selftests -name '*.rs' 2>/dev/null)
+
+help:
+	@echo 'Nested virtualization for KVM, as Rust modules.'
+	@echo
+	@echo '  make run         boot the levels: a guest of a guest works under our module; report'
+	@echo '  make test        all tests; ends with "N passed, N failed, N skipped"'
+	@echo '  make shell       a shell at level 0, with our module, QEMU and the selftests'
+	@echo
+	@echo '  make modules     nested-vmx.ko and nested-svm.ko'
+	@echo '  make kernel      Linux 7.3 with patches/, bzImage and the KVM modules'
+	@echo '  make clippy      clippy over the kernel side and the host side'
+	@echo '  make fmt         format the Rust code'
+	@echo '  make doc         Documentation/ and rustdoc as HTML, below build/'
+	@echo '  make clean       remove build/ (the cache of kernels and downloads stays)'
+	@echo
+	@echo 'Options: VENDOR=amd (default, emulated by QEMU) or intel (emulated by Bochs);'
+	@echo '  ACCEL=kvm with hardware that lends its extension to guests; LEVELS=2 for no L2;'
+	@echo '  PROVIDER=c for the code that is built into KVM; KSRC=dir for a Linux 7.3.y tree of'
+	@echo '  your own; CONFIG_KVM_NESTED_BUILTIN=n for a KVM without nested code of its own.'
+
+run:
+	@$(lab) run
+
+test:
+	@$(lab) test
+
+shell:
+	@$(lab) shell
+
+setup:
+	@$(lab) setup
+
+kernel:
+	@$(lab) kernel
+
+modules:
+	@$(lab) modules
+
+checks:
+	@$(lab) checks
+
+clippy:
+	@$(lab) clippy
+
+fmt:
+	rustfmt --config-path .rustfmt.toml $(rust_sources)
+
+doc:
+	@$(lab) doc
+
+clean:
+	rm -rf build
+
+.PHONY: help run test shell setup kernel modules checks clippy fmt doc clean

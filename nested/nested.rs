@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The architecture of nested virtualization, free of kernel types.
+//!
+//! What the manuals of the processors say about running a guest of a guest stands here, as code
+//! that builds in the kernel and on any host alike. It does not know KVM: the crates in `rust/`
+//! connect the two.
+//!
+//! VMX is in [`vmx`], SVM in [`svm`]; what both share is beside them.
+
+#![cfg_attr(not(any(test, MODULE)), no_std)]
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::todo,
+    clippy::unreachable,
+    clippy::unwrap_used
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+#[macro_use]
+mod macros;
+
+pub mod exits;
+pub mod svm;
+pub mod vmx;

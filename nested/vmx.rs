@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VMX: the virtualization of Intel processors.
+
+pub mod capability;
+pub mod exit_reason;
+
+pub use exit_reason::ExitReason;

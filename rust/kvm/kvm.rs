@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe views of KVM, for the modules that provide nested virtualization to it.
+//!
+//! [`bindings`] is what bindgen makes of KVM's private headers. Nothing but this crate and the
+//! entry points of the modules uses it.
+
+pub mod bindings;
+pub mod stats;
+pub mod vcpu;
+
+pub use stats::{
+    StatsRoot,
+    VmStats, //
+};
+pub use vcpu::Vcpu;

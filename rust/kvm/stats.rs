@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Statistics of each VM that can use nested virtualization, in debugfs.
+//!
+//! `/sys/kernel/debug/nested/PID-N/exits` has a line for each reason for which L2 has exited: its
+//! name, how many of these exits L0 took, and how many L1 took. `PID` is the process that created
+//! the VM, `N` counts the VMs since the module was loaded.
+
+use crate::bindings;
+use core::{
+    ops::Deref,
+    sync::atomic::AtomicU64, //
+};
+use kernel::{
+    debugfs::{
+        Dir,
+        Scope, //
+    },
+    error::from_result,
+    ffi::c_int,
+    prelude::*,
+    str::CString,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+use nested::exits::ExitCounters;
+pub use nested::exits::Reason;
+
+kernel::sync::global_lock! {
+    // SAFETY: `StatsRoot::new()` initializes it before the module registers any op.
+    unsafe(uninit) static ROOT: Mutex<Option<Dir>> = None;
+}
+
+/// Numbers the VMs.
+static NEXT_VM: Atomic<u64> = Atomic::new(1);
+
+/// The directory of all VMs in debugfs. It is removed when this is dropped.
+pub struct StatsRoot(());
+
+impl StatsRoot {
+    /// Creates the directory.
+    ///
+    /// # Safety
+    ///
+    /// Must be called once, when the module is loaded, before a VM can get statistics.
+    pub unsafe fn new() -> Self {
+        // SAFETY: By the requirements of this function, this happens once.
+        unsafe { ROOT.init() };
+        *ROOT.lock() = Some(Dir::new(c"nested"));
+
+        Self(())
+    }
+}
+
+impl Drop for StatsRoot {
+    fn drop(&mut self) {
+        *ROOT.lock() = None;
+    }
+}
+
+/// The cells of the counters.
+struct Cells(KVVec<AtomicU64>);
+
+impl Cells {
+    fn zeroed(count: usize) -> Result<Self> {
+        let mut cells = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+
+        for _ in 0..count {
+            cells.push(AtomicU64::new(0), GFP_KERNEL_ACCOUNT)?;
+        }
+        Ok(Self(cells))
+    }
+}
+
+impl Deref for Cells {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+/// The statistics of a VM, whose exits of L2 have reasons of type `R`.
+#[pin_data]
+pub struct VmStats<R: Reason> {
+    #[pin]
+    exits: Scope<ExitCounters<R, Cells>>,
+}
+
+impl<R: Reason + Send + Sync + 'static> VmStats<R> {
+    /// The op that is called when a VM that can use nested virtualization is created.
+    ///
+    /// # Safety
+    ///
+    /// `kvm` is a VM that no one else uses yet.
+    pub unsafe extern "C" fn vm_init(kvm: *mut bindings::kvm) -> c_int {
+        // SAFETY: By the requirements of this function.
+        from_result(|| unsafe { Self::install(kvm) }.map(|()| 0))
+    }
+
+    /// The op that is called when such a VM is destroyed.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::vm_init`] has succeeded for `kvm`, which has no vCPU any more.
+    pub unsafe extern "C" fn vm_destroy(kvm: *mut bindings::kvm) {
+        // SAFETY: By the requirements of this function.
+        unsafe { Self::remove(kvm) };
+    }
+
+    /// Creates the statistics of `kvm`, and makes them its `nested_data`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if memory is short.
+    ///
+    /// # Safety
+    ///
+    /// `kvm` is a VM that no one else uses yet.
+    unsafe fn install(kvm: *mut bindings::kvm) -> Result {
+        // By way of C: what bindgen makes of the layout of `task_struct` is not to be relied on.
+        let pid = kernel::current!().tgid_nr_ns(None);
+        let number = NEXT_VM.fetch_add(1, Relaxed);
+        let name = CString::try_from_fmt(fmt!("{pid}-{number}"))?;
+        let cells = Cells::zeroed(ExitCounters::<R, Cells>::CELLS)?;
+
+        let root = ROOT.lock();
+        let root = root.as_ref().ok_or(ENODEV)?;
+        let stats = KBox::pin_init(
+            try_pin_init!(Self {
+                exits <- root.scope::<_, Error, _>(
+                    Ok(ExitCounters::new(cells)),
+                    &name,
+                    |exits, dir| {
+                        dir.read_callback_file(c"exits", exits, &core::fmt::Display::fmt);
+                    },
+                ),
+            }? Error),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+
+        // SAFETY: The box is not moved out of: `remove()` makes a pinned box of it again.
+        let stats = KBox::into_raw(unsafe { Pin::into_inner_unchecked(stats) });
+
+        // SAFETY: By the requirements of this function, `kvm` is valid and no one else uses it yet.
+        unsafe { (*kvm).arch.nested_data = stats.cast() };
+        Ok(())
+    }
+
+    /// Frees the statistics of `kvm`.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::install`] has succeeded for `kvm`, which no one uses any more.
+    unsafe fn remove(kvm: *mut bindings::kvm) {
+        // SAFETY: By the requirements of this function, `kvm` is valid.
+        let stats = unsafe { (*kvm).arch.nested_data };
+
+        // SAFETY: `install()` has set the pointer to such a box, and this is the end of the VM.
+        drop(unsafe { KBox::<Self>::from_raw(stats.cast()) });
+    }
+}
+
+impl<R: Reason> VmStats<R> {
+    /// Returns the statistics of `kvm`.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::vm_init`] must have succeeded for `kvm` with the same `R`, and [`Self::vm_destroy`]
+    /// must not be called during `'a`.
+    pub(crate) unsafe fn of<'a>(kvm: *mut bindings::kvm) -> &'a Self {
+        // SAFETY: By the requirements of this function, `kvm` is valid and `nested_data` points to
+        // statistics of this type.
+        unsafe { &*(*kvm).arch.nested_data.cast() }
+    }
+
+    /// Returns the counters of the exits of L2.
+    pub fn exits(&self) -> &ExitCounters<R, impl Deref<Target = [AtomicU64]>> {
+        &self.exits
+    }
+}

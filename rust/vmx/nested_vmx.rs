@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! nested-vmx: nested VMX for kvm-intel.
+
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
+use kvm::{
+    bindings,
+    StatsRoot, //
+};
+
+mod ops;
+
+module! {
+    type: NestedVmx,
+    name: "nested_vmx",
+    authors: ["The nested-kvm developers"],
+    description: "Nested virtualization for KVM on Intel processors",
+    license: "GPL",
+}
+
+const VERSION: &str = "0.1.0";
+
+/// The module while it is loaded: attached to kvm-intel.
+///
+/// # Invariants
+///
+/// kvm-intel calls `ops`.
+struct NestedVmx {
+    // Not read here: kvm-intel refers to it.
+    _ops: KBox<bindings::vmx_nested_ops>,
+    // Dropped after the module is detached: no VM has statistics then.
+    _stats: StatsRoot,
+}
+
+// SAFETY: The ops are not changed once they are built, and consist of addresses of functions and of
+// the module.
+unsafe impl Sync for NestedVmx {}
+
+// SAFETY: As above.
+unsafe impl Send for NestedVmx {}
+
+impl kernel::Module for NestedVmx {
+    fn init(module: &'static ThisModule) -> Result<Self> {
+        check_host()?;
+
+        // SAFETY: `check_host()` has found the ops of kvm-intel, which live as long as it does; the
+        // module's reference to their symbol holds it.
+        let builtin = unsafe { &*bindings::nested_helper_vmx_builtin_ops() };
+        let ops = KBox::new(ops::build(module, builtin), GFP_KERNEL)?;
+        // SAFETY: This is the only call, and no op is registered yet.
+        let stats = unsafe { StatsRoot::new() };
+
+        // SAFETY: `check_host()` has found the function. `ops` is complete, and on success it is kept
+        // until `drop()` has detached it.
+        to_result(unsafe { bindings::nested_helper_vmx_attach(&raw const *ops) })
+            .inspect_err(explain)?;
+        pr_info!("version {VERSION} attached to kvm-intel\n");
+
+        // INVARIANT: kvm-intel has taken `ops`.
+        Ok(Self {
+            _ops: ops,
+            _stats: stats,
+        })
+    }
+}
+
+impl Drop for NestedVmx {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the module is attached; as it is being unloaded, no VM
+        // holds a reference to it.
+        unsafe { bindings::nested_helper_vmx_detach() };
+        pr_info!("detached from kvm-intel\n");
+    }
+}
+
+/// Checks that the host has what the module needs.
+///
+/// # Errors
+///
+/// `ENODEV` without VMX or kvm-intel's interface to providers, `EOPNOTSUPP` without EPT or if
+/// kvm-intel has no code that what is not here yet could be left to. The reason is logged.
+fn check_host() -> Result {
+    // SAFETY: Reads the capabilities of the boot CPU.
+    if !unsafe { bindings::nested_helper_vmx_supported() } {
+        pr_err!("this processor has no VMX (the module for AMD processors is nested-svm)\n");
+        return Err(ENODEV);
+    }
+    // SAFETY: Looks at the address of a symbol.
+    if !unsafe { bindings::nested_helper_vmx_attachable() } {
+        pr_err!("kvm-intel is not loaded, or its kernel lacks the provider patches\n");
+        return Err(ENODEV);
+    }
+    // SAFETY: A kvm-intel that can be attached to exports the variable.
+    if !unsafe { bindings::nested_helper_vmx_ept_enabled() } {
+        pr_err!("kvm-intel runs without EPT, which is needed\n");
+        return Err(EOPNOTSUPP);
+    }
+    // SAFETY: Looks at the address of a symbol.
+    if unsafe { bindings::nested_helper_vmx_builtin_ops() }.is_null() {
+        pr_err!("kvm-intel was built without CONFIG_KVM_NESTED_BUILTIN, which is still needed\n");
+        return Err(EOPNOTSUPP);
+    }
+    Ok(())
+}
+
+/// Says why kvm-intel does not take the module.
+fn explain(error: &Error) {
+    let reason = match *error {
+        EBUSY => "a VM that can use nested virtualization exists, stop it first",
+        EPERM => "kvm-intel was loaded with nested=0",
+        _ => "kvm-intel refuses",
+    };
+
+    pr_err!("not attached: {reason} ({error:?})\n");
+}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# Functions of all levels. Everything is printed through /dev/kmsg: a record is one line on the
+# console, whole and in order with the kernel's own messages, whatever else is being written.
+# `| ` marks text of user space, `L1| ` a line of the console of level 1.
+
+export PATH=/sbin:/bin:/usr/bin
+. /lab/env
+
+# say TEXT: prints a line.
+say() {
+	echo "<4>| $1" >/dev/kmsg
+}
+
+# fact NAME VALUE: reports something that the host wants to know.
+fact() {
+	say "fact: $1=$2"
+}
+
+# relay: prints the lines of its input.
+relay() {
+	while IFS= read -r line || [ -n "$line" ]; do
+		echo "<4>| $line"
+		line=
+	done >/dev/kmsg
+}
+
+# load_modules: inserts the modules of this level in order, with their parameters.
+load_modules() {
+	list=/lab/modules.guest
+	[ "$LEVEL" != 0 ] || list=/lab/modules.host
+	while read -r module parameters; do
+		# A kernel that has the other vendor's CPU refuses that module; the host lists
+		# the right ones only, hence any failure is one.
+		if ! insmod "$module" $parameters; then
+			say "=== lab: fail insmod $module $parameters"
+			return 1
+		fi
+	done <"$list"
+}
+
+# counters: prints the exit counters of all VMs that live now, if there are any.
+counters() {
+	for file in /sys/kernel/debug/nested/*/*; do
+		[ -f "$file" ] || continue
+		say "=== lab: counters $file"
+		relay <"$file"
+		say "=== lab: counters end"
+	done
+}
+
+# pack LIST: writes an initramfs of the files in LIST, taken from this level, to standard output.
+pack() {
+	(cd / && cpio -o -H newc <"$1")
+}
+
+# nest: boots the next level, prints its console, and returns 0 if it said that all went well.
+#
+# A level that is done waits to be ended. Until then it is alive, and with it what this level's
+# kernel counts for it.
+nest() {
+	child=$((LEVEL + 1))
+	list=/lab/next.list
+	[ "$child" -lt "$LAST" ] || list=/lab/last.list
+	eval "memory=\$MEMORY_$child"
+	if ! pack "$list" >/tmp/next.cpio 2>/tmp/pack.err; then
+		relay </tmp/pack.err
+		return 1
+	fi
+	rm -f /tmp/nest.status
+	say "=== lab: start level=$child"
+	"$QEMU" -L /usr/share/qemu -machine "$MACHINE" -accel kvm -cpu host \
+		-smp "$SMP" -m "$memory" -nodefaults -no-user-config -display none \
+		-serial stdio -no-reboot \
+		-kernel /lab/bzImage -initrd /tmp/next.cpio \
+		-append "$CMDLINE lab.level=$child" -pidfile /tmp/nest.pid </dev/null 2>&1 |
+		while IFS= read -r line; do
+			line=${line%"$CR"}
+			echo "<4>L$child| $line" >/dev/kmsg
+			case $line in
+			*"=== lab: done level=$child status="*)
+				echo "${line##*status=}" >/tmp/nest.status
+				counters
+				kill "$(cat /tmp/nest.pid)"
+				;;
+			esac
+		done
+	if ! [ -f /tmp/nest.status ]; then
+		say "=== lab: lost level=$child"
+		return 1
+	fi
+	[ "$(cat /tmp/nest.status)" = 0 ]
+}
+
+CR=$(printf '\r')
+LEVEL=0
+read -r words </proc/cmdline
+for word in $words; do
+	case $word in
+	lab.level=*) LEVEL=${word#*=} ;;
+	esac
+done

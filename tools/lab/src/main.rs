@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Builds the kernel and the modules of this project and boots them on emulated machines.
+
+mod archive;
+mod cache;
+mod checks;
+mod command;
+mod doc;
+mod host;
+mod image;
+mod kernel;
+mod machine;
+mod modules;
+mod options;
+mod scenario;
+mod selftests;
+mod step;
+mod tap;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::cache::Cache;
+use crate::checks::CheckOutcome;
+use crate::kernel::Variant;
+use crate::options::Options;
+use crate::scenario::Provider;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Install or unpack what builds and machines need
+    Setup {
+        /// Look for a newer Linux 7.3.y in Debian's archive
+        #[arg(long)]
+        update: bool,
+    },
+    /// Build the kernel
+    Kernel {
+        /// Build the kernel without the patches
+        #[arg(long)]
+        stock: bool,
+    },
+    /// Build nested-vmx.ko and nested-svm.ko
+    Modules,
+    /// Build the KVM selftests of the kernel source
+    Selftests,
+    /// Boot the levels and print the report of the work that the last one did
+    Run {
+        /// Whose nested virtualization level 0 uses
+        #[arg(long, env = "PROVIDER", value_enum, default_value = "ours")]
+        provider: Provider,
+    },
+    /// Open a shell at level 0
+    Shell {
+        /// Whose nested virtualization level 0 uses
+        #[arg(long, env = "PROVIDER", value_enum, default_value = "ours")]
+        provider: Provider,
+    },
+    /// Run all tests and print the table of their results
+    Test,
+    /// Run the static checks
+    Checks,
+    /// Run Clippy over the kernel side and the host side
+    Clippy,
+    /// Build the documents and rustdoc as HTML
+    Doc,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn verdict(outcomes: &[CheckOutcome]) -> ExitCode {
+    if outcomes.iter().any(|outcome| outcome.failed > 0) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let cache = Cache::open()?;
+    host::packages()?;
+    let options = &cli.options;
+    match &cli.action {
+        Action::Setup { update } => {
+            if *update {
+                kernel::source::forget_choice(&cache)?;
+            }
+            host::setup(&cache)?;
+        }
+        Action::Kernel { stock } => {
+            let variant = if *stock {
+                Variant::Stock
+            } else {
+                Variant::asked_for(options)
+            };
+            let kernel = kernel::ensure(&cache, options, variant)?;
+            let nested = if kernel.builtin {
+                "with nested code of its own"
+            } else {
+                "without nested code of its own"
+            };
+            println!(
+                "Linux {} ({}): KVM {nested}",
+                kernel.version, kernel.variant
+            );
+            println!("{}", kernel.bzimage.display());
+            for module in &kernel.modules {
+                println!("{}", module.display());
+            }
+        }
+        Action::Modules => {
+            let kernel = kernel::ensure(&cache, options, Variant::asked_for(options))?;
+            let modules = modules::ensure(&cache, &kernel)?;
+            println!("{}\n{}", modules.vmx.display(), modules.svm.display());
+        }
+        Action::Selftests => {
+            let kernel = kernel::ensure(&cache, options, Variant::Stock)?;
+            let selftests = selftests::ensure(&cache, &kernel)?;
+            println!("{}", selftests.dir.display());
+        }
+        Action::Run { provider } => return scenario::run(&cache, options, *provider),
+        Action::Shell { provider } => return scenario::shell(&cache, options, *provider),
+        Action::Test => return scenario::test(&cache, options),
+        Action::Checks => {
+            return Ok(verdict(&checks::run(&cache, options)?));
+        }
+        Action::Clippy => return Ok(verdict(&checks::clippy(&cache, options)?)),
+        Action::Doc => doc::build(&cache, options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the user asked for, shared by all subcommands.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+/// Whose virtualization extension the machine at level 0 has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Vendor {
+    /// SVM and nested paging, emulated by QEMU.
+    Amd,
+    /// VMX and EPT, emulated by Bochs.
+    Intel,
+}
+
+/// What runs the machine at level 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Accel {
+    /// KVM if a guest's CPU would have the extension, else the emulator of the vendor.
+    Auto,
+    /// QEMU's emulator, which has SVM only.
+    Tcg,
+    /// Bochs, which emulates both vendors.
+    Bochs,
+    /// The virtualization extension of the machine that runs `lab`.
+    Kvm,
+}
+
+/// A Kconfig boolean as it is typed on make's command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum YesNo {
+    /// The option is set.
+    Y,
+    /// The option is not set.
+    N,
+}
+
+/// Options that every subcommand takes; make passes them as environment variables.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Vendor of the virtualization extension at level 0
+    #[arg(long, env = "VENDOR", value_enum, default_value = "amd", global = true)]
+    pub vendor: Vendor,
+
+    /// What runs level 0: an emulator, or the machine's own KVM
+    #[arg(long, env = "ACCEL", value_enum, default_value = "auto", global = true)]
+    pub accel: Accel,
+
+    /// A Linux 7.3.y source tree to build instead of Debian's (it is copied, never modified)
+    #[arg(long, env = "KSRC", value_name = "DIR", global = true)]
+    pub ksrc: Option<PathBuf>,
+
+    /// How many levels to boot, level 0 included
+    #[arg(long, env = "LEVELS", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=3), global = true)]
+    pub levels: u8,
+
+    /// Whether the kernel keeps KVM's own nested code as the default provider
+    #[arg(
+        long,
+        env = "CONFIG_KVM_NESTED_BUILTIN",
+        value_enum,
+        default_value = "y",
+        global = true
+    )]
+    pub builtin: YesNo,
+
+    /// Directory of the patches to apply [default: patches/ of the checkout]
+    #[arg(long, env = "LAB_PATCHES", value_name = "DIR", global = true)]
+    pub patches: Option<PathBuf>,
+
+    /// Parallel jobs of each build [default: the number of processors]
+    #[arg(short, long, env = "LAB_JOBS", global = true)]
+    pub jobs: Option<usize>,
+}
+
+impl Options {
+    /// Returns the directory of the patch series.
+    pub fn patches_dir(&self) -> Result<PathBuf> {
+        match &self.patches {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(checkout()?.join("patches")),
+        }
+    }
+
+    /// Returns the user's kernel source; make passes an unset variable as an empty string.
+    pub fn ksrc(&self) -> Option<&Path> {
+        self.ksrc.as_deref().filter(|dir| *dir != Path::new(""))
+    }
+
+    /// Returns the number of jobs that `make -j` gets.
+    pub fn jobs(&self) -> usize {
+        self.jobs.unwrap_or_else(default_jobs)
+    }
+}
+
+/// Returns the number of processors.
+pub fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Finds the checkout: the directory above the current one that has `tools/lab/Cargo.toml`.
+pub fn checkout() -> Result<PathBuf> {
+    let here = std::env::current_dir().context("the current directory")?;
+    checkout_above(&here)
+}
+
+fn checkout_above(start: &Path) -> Result<PathBuf> {
+    for dir in start.ancestors() {
+        if dir.join("tools/lab/Cargo.toml").is_file() {
+            return Ok(fs::canonicalize(dir)?);
+        }
+    }
+    bail!(
+        "{} is not inside a checkout (no tools/lab/Cargo.toml above it)",
+        start.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checkout_is_found_from_a_directory_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("tools/lab/src");
+        fs::create_dir_all(&below).unwrap();
+        fs::write(dir.path().join("tools/lab/Cargo.toml"), "").unwrap();
+        assert_eq!(
+            checkout_above(&below).unwrap(),
+            dir.path().canonicalize().unwrap()
+        );
+    }
+
+    #[test]
+    fn a_directory_outside_a_checkout_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(checkout_above(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `lab run`, `lab shell` and `lab test` do.
+
+pub mod harness;
+pub mod lifecycle;
+pub mod nested;
+pub mod report;
+pub mod selftests;
+pub mod shell;
+pub mod suites;
+pub mod workload;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::cache::Cache;
+use crate::image::level::Module;
+use crate::kernel::{self, Kernel, Variant};
+use crate::machine::accel::{self, Engine};
+use crate::machine::{Programs, Target};
+use crate::modules::{self, OurModules};
+use crate::options::{Options, Vendor, checkout};
+use crate::{archive, host};
+
+pub use nested::run;
+pub use shell::shell;
+pub use suites::test;
+
+/// Whose code gives KVM at level 0 its nested virtualization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Provider {
+    /// KVM's own C code.
+    C,
+    /// The modules of this project.
+    Ours,
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::C => "C (built into KVM)",
+            Self::Ours => "our module",
+        })
+    }
+}
+
+/// Everything that scenarios need, ready to use.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// Emulators and virtme-ng.
+    pub programs: Programs,
+    /// The kernel of all levels.
+    pub kernel: Kernel,
+    /// Our modules, if they are wanted.
+    pub ours: Option<OurModules>,
+    /// Directory of the logs of machines.
+    pub logs: PathBuf,
+}
+
+impl Bench {
+    /// Prepares what a scenario needs; builds what the cache lacks.
+    pub fn prepare(
+        cache: &Cache,
+        options: &Options,
+        variant: Variant,
+        provider: Provider,
+    ) -> Result<Self> {
+        let programs = Programs {
+            tools: archive::toolroot(cache)?,
+            virtme: host::virtme_ng(cache)?,
+        };
+        let kernel = kernel::ensure(cache, options, variant)?;
+        let ours = match provider {
+            Provider::C => None,
+            Provider::Ours => Some(modules::ensure(cache, &kernel)?),
+        };
+        Ok(Self {
+            programs,
+            kernel,
+            ours,
+            logs: cache.root().join("runs"),
+        })
+    }
+
+    /// Returns the modules of level 0 in load order, with the parameters that the engine needs.
+    pub fn modules(&self, target: &Target) -> Result<Vec<Module>> {
+        let mut modules = self.kvm(target.vendor)?;
+        if let (Some(vendor), Engine::Bochs, Vendor::Intel) =
+            (modules.last_mut(), target.engine, target.vendor)
+        {
+            // Bochs 3.0 fails each VM entry with APICv on its newer models.
+            *vendor = vendor.clone().with("enable_apicv=0");
+        }
+        modules.extend(self.our_module(target.vendor));
+        Ok(modules)
+    }
+
+    /// Returns KVM's modules for a vendor.
+    pub fn kvm(&self, vendor: Vendor) -> Result<Vec<Module>> {
+        let names = match vendor {
+            Vendor::Amd => ["irqbypass.ko", "kvm.ko", "kvm-amd.ko"],
+            Vendor::Intel => ["irqbypass.ko", "kvm.ko", "kvm-intel.ko"],
+        };
+        names
+            .iter()
+            .map(|name| {
+                let path = self.kernel.modules.iter().find(|path| path.ends_with(name));
+                let path = path.with_context(|| format!("the kernel has no module {name}"))?;
+                Ok(Module::new(path))
+            })
+            .collect()
+    }
+
+    /// Returns our module for a vendor, if it is wanted.
+    pub fn our_module(&self, vendor: Vendor) -> Option<Module> {
+        self.ours.as_ref().map(|ours| {
+            Module::new(match vendor {
+                Vendor::Amd => &ours.svm,
+                Vendor::Intel => &ours.vmx,
+            })
+        })
+    }
+}
+
+/// Returns the machine that the options ask for.
+pub fn target(options: &Options) -> Result<Target> {
+    Ok(Target {
+        vendor: options.vendor,
+        engine: accel::choose(options.vendor, options.accel)?,
+        smp: 1,
+        memory: 2048,
+    })
+}
+
+/// Returns the word for a vendor in names of files and in tables.
+pub fn vendor_name(vendor: Vendor) -> &'static str {
+    match vendor {
+        Vendor::Amd => "amd",
+        Vendor::Intel => "intel",
+    }
+}
+
+/// Returns the directory of the workload's source.
+fn workload_source() -> Result<PathBuf> {
+    Ok(checkout()?.join("tools/workload"))
+}

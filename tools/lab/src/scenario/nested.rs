@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `lab run`: level 0 boots level 1, which boots level 2, which computes.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::cache::Cache;
+use crate::image::level::{self, Nest};
+use crate::image::rootfs::Rootfs;
+use crate::kernel::Variant;
+use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
+use crate::options::Options;
+use crate::step;
+
+use super::{Bench, Provider, report, target, vendor_name, workload};
+
+/// Seed of the workload; any number would do.
+pub const SEED: u64 = 20_240_601;
+
+/// A run of the chain of levels with what it must compute.
+pub struct Chain {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The host's checksum of the workload.
+    pub expected: String,
+    /// Why the chain failed although the machine did not.
+    pub mismatch: Option<String>,
+}
+
+impl Chain {
+    /// Returns whether all levels did what they should.
+    pub fn passed(&self) -> bool {
+        self.outcome.passed() && self.mismatch.is_none()
+    }
+}
+
+/// Describes the run.
+pub fn describe(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Result<Run> {
+    let mut modules = bench.kvm(target.vendor)?;
+    if last > 2 {
+        // Level 1 has a guest that is a hypervisor: it needs what level 0 needs.
+        modules.extend(bench.our_module(target.vendor));
+    }
+    let nest = Nest {
+        last,
+        kernel: bench.kernel.bzimage.clone(),
+        workload: workload.to_owned(),
+        modules,
+        cmdline: CMDLINE.to_owned(),
+        seed: SEED,
+        smp: target.smp,
+    };
+    let mut files = Rootfs::default();
+    level::add_nest(&mut files, &bench.programs.tools, &nest)?;
+    Ok(Run {
+        name: format!("nested-{}", vendor_name(target.vendor)),
+        kernel: bench.kernel.bzimage.clone(),
+        cmdline: Vec::new(),
+        files,
+        modules: bench.modules(target)?,
+        commands: include_str!("../image/guest/nested.sh").to_owned(),
+        limits: Limits::default(),
+        target: Target {
+            memory: target.memory.max(level::memory(0, last)),
+            ..*target
+        },
+    })
+}
+
+/// Boots the chain and compares what the last level computed with the host.
+pub fn chain(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Result<Chain> {
+    let expected = workload::reference(workload, SEED)?;
+    let run = describe(bench, target, last, workload)?;
+    let name = format!(
+        "boot L0 to L{last} ({}, {})",
+        vendor_name(target.vendor),
+        target.engine
+    );
+    let outcome = step::run(&name, |step| {
+        machine::execute(&run, &bench.programs, &bench.logs, step)
+    })?;
+    let mismatch = if outcome.passed() {
+        let lines = outcome.lines.iter().filter(|(level, _)| *level == last);
+        workload::compare(lines.map(|(_, text)| text.as_str()), &expected)
+            .err()
+            .map(|error| error.to_string())
+            .or_else(|| unseen(bench, &outcome))
+    } else {
+        None
+    };
+    Ok(Chain {
+        outcome,
+        expected,
+        mismatch,
+    })
+}
+
+/// Returns what is wrong if our module was there and saw no exit of L2.
+fn unseen(bench: &Bench, outcome: &Outcome) -> Option<String> {
+    let seen = report::exits(&outcome.counters);
+    (bench.ours.is_some() && seen.is_empty()).then(|| "our module has counted no exit of L2".into())
+}
+
+/// Runs the chain that the options ask for and prints the report.
+pub fn run(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitCode> {
+    let target = target(options)?;
+    let Some(last) = options.levels.checked_sub(1).filter(|last| *last > 0) else {
+        bail!(
+            "LEVELS={}: level 0 and one guest are the least",
+            options.levels
+        );
+    };
+    let variant = Variant::asked_for(options);
+    let bench = Bench::prepare(cache, options, variant, provider)?;
+    let workload = workload::build(cache)?;
+    let chain = chain(&bench, &target, last, &workload)?;
+    if let Status::Failed { reason, excerpt } = &chain.outcome.status {
+        println!(
+            "{excerpt}\n\nFAILED: {reason}\nThe whole console: {}",
+            chain.outcome.log.display()
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    print!(
+        "{}",
+        report::nested(&bench, &target, provider, last, &chain)?
+    );
+    Ok(if chain.passed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

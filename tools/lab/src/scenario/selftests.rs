@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The upstream KVM selftests that concern nesting, with two providers, compared test by test.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::image::rootfs::Rootfs;
+use crate::machine::accel::Engine;
+use crate::machine::{self, Limits, Outcome, Run, Status, Target};
+use crate::selftests::Selftests;
+use crate::step;
+use crate::tap::{TapReport, Verdict};
+
+use super::{Bench, vendor_name};
+
+/// Beginnings of the names of programs in `x86/` that concern nesting.
+const FAMILIES: [&str; 5] = ["nested_", "vmx_", "svm_", "hyperv_", "evmcs_"];
+
+/// Further programs in `x86/`.
+const SINGLE: [&str; 3] = ["state_test", "smm_test", "triple_fault_event_test"];
+
+/// Dirty logging, in a form that is short under an emulator: program, arguments, name.
+const DIRTY: [(&str, &str, &str); 2] = [
+    ("dirty_log_test", "-M dirty-log -i 3", "dirty_log_test"),
+    (
+        "dirty_log_perf_test",
+        "-n -i 2 -b 4M -v 1",
+        "dirty_log_perf_test-n",
+    ),
+];
+
+/// Seconds of the guest that a test may take.
+fn time_limit(engine: Engine) -> u32 {
+    match engine {
+        Engine::Tcg | Engine::Kvm => 60,
+        // A second there is 200 million instructions, four seconds of the host or more.
+        Engine::Bochs => 20,
+    }
+}
+
+/// Tests that an engine is not suited for: what they wait for takes too long there, or they measure
+/// time.
+///
+/// Under Bochs each tick is an instruction, of which it executes some 50 million in a second.
+const UNSUITED: [(Engine, &str, &str); 3] = [
+    (
+        Engine::Bochs,
+        "vmx_preemption_timer_test",
+        "waits for 3.2 thousand million TSC ticks, minutes under Bochs",
+    ),
+    (
+        Engine::Bochs,
+        "hyperv_ipi",
+        "waits by loops of 100 million pauses, minutes under Bochs",
+    ),
+    (
+        Engine::Bochs,
+        "nested_tsc_scaling_test",
+        "measures the TSC by the clock, but instructions drive both under Bochs",
+    ),
+];
+
+/// Time without a line on the console after which a test is given up with its machine.
+const SILENCE: Duration = Duration::from_secs(150);
+
+/// A test program with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// Name in the table.
+    pub name: String,
+    /// Path below the directory of the selftests.
+    pub program: String,
+    /// Arguments.
+    pub arguments: String,
+}
+
+/// Returns the tests of a build, by name.
+pub fn list(dir: &Path) -> Result<Vec<Test>> {
+    let mut tests = Vec::new();
+    let x86 = dir.join("x86");
+    for entry in fs::read_dir(&x86).with_context(|| format!("reading {}", x86.display()))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let chosen = FAMILIES.iter().any(|family| name.starts_with(family))
+            || SINGLE.contains(&name.as_str());
+        if chosen && entry.file_type()?.is_file() && !name.contains('.') {
+            tests.push(Test {
+                program: format!("x86/{name}"),
+                name,
+                arguments: String::new(),
+            });
+        }
+    }
+    tests.sort_by(|a, b| a.name.cmp(&b.name));
+    for (program, arguments, name) in DIRTY {
+        if dir.join(program).is_file() {
+            let [name, program, arguments] = [name, program, arguments].map(str::to_owned);
+            tests.push(Test {
+                name,
+                program,
+                arguments,
+            });
+        }
+    }
+    ensure!(
+        !tests.is_empty(),
+        "no selftest in {} concerns nesting",
+        dir.display()
+    );
+    Ok(tests)
+}
+
+/// Returns the script that runs the tests one after the other.
+fn commands(tests: &[Test], engine: Engine) -> String {
+    let time_limit = time_limit(engine);
+    let mut script = String::from("mkdir -p /tmp/test\ncd /tmp/test\n");
+    for Test {
+        name,
+        program,
+        arguments,
+    } in tests
+    {
+        let unsuited = UNSUITED
+            .iter()
+            .find(|(on, test, _)| *on == engine && test == name);
+        if let Some((_, _, why)) = unsuited {
+            let _ = writeln!(
+                script,
+                "say 'test: {name} begin'\nsay 'SKIP: {why}'\nsay 'test: {name} end status=4'"
+            );
+            continue;
+        }
+        // The marker goes past the pipe: it is on the console before the test can stop the
+        // machine. The pipe is empty when the shell goes on.
+        let _ = writeln!(
+            script,
+            "say 'test: {name} begin'\n\
+             {{ timeout -k 5 {time_limit} /lab/selftests/{program} {arguments} </dev/null; \
+             echo $? >/tmp/status.test; }} 2>&1 | relay\n\
+             say \"test: {name} end status=$(cat /tmp/status.test)\""
+        );
+    }
+    script.push_str("true\n");
+    script
+}
+
+/// Runs the tests, all in one boot of level 0 unless one of them stops the machine.
+///
+/// Such a test has failed, and another boot goes on with the tests behind it. The outcome is that
+/// of the boots together; it failed if a boot did not get to any test.
+pub fn run(
+    bench: &Bench,
+    target: &Target,
+    selftests: &Selftests,
+    tests: &[Test],
+    label: &str,
+) -> Result<Outcome> {
+    let mut all = boot(bench, target, selftests, tests, label)?;
+    while let Status::Failed { reason, excerpt } = &all.status {
+        let done = all.tap.len();
+        let Some(culprit) = all.tap.last_mut() else {
+            break;
+        };
+        // The runner ends with status 0 whatever the tests do: the machine stopped.
+        culprit.verdict = Verdict::Failed;
+        culprit.reason = format!("{reason}\n{excerpt}");
+        let rest = tests.get(done..).unwrap_or_default();
+        if rest.is_empty() {
+            all.status = Status::Passed;
+            break;
+        }
+        let label = format!("{label}-{}", rest[0].name);
+        let next = boot(bench, target, selftests, rest, &label)?;
+        let progress = !next.tap.is_empty();
+        all.tap.extend(next.tap);
+        all.steps.extend(next.steps);
+        all.lines.extend(next.lines);
+        all.status = next.status;
+        all.log = next.log;
+        if !progress {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+/// Runs tests in one boot of level 0.
+fn boot(
+    bench: &Bench,
+    target: &Target,
+    selftests: &Selftests,
+    tests: &[Test],
+    label: &str,
+) -> Result<Outcome> {
+    let mut files = Rootfs::default();
+    for test in tests {
+        let host = selftests.dir.join(&test.program);
+        files.file(&format!("/lab/selftests/{}", test.program), &host);
+    }
+    let vendor = vendor_name(target.vendor);
+    let run = Run {
+        name: format!("selftests-{vendor}-{label}"),
+        kernel: bench.kernel.bzimage.clone(),
+        cmdline: Vec::new(),
+        files,
+        modules: bench.modules(target)?,
+        commands: commands(tests, target.engine),
+        limits: Limits {
+            total: Duration::from_secs(900),
+            silence: SILENCE,
+        },
+        target: *target,
+    };
+    let name = format!("KVM selftests ({vendor}, {}, {label})", target.engine);
+    step::run(&name, |step| {
+        machine::execute(&run, &bench.programs, &bench.logs, step)
+    })
+}
+
+/// One test with two providers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Name of the test.
+    pub name: String,
+    /// Result with the provider to compare with, unless it did not get that far.
+    pub base: Option<Verdict>,
+    /// Result with the provider under test.
+    pub ours: Option<Verdict>,
+    /// What the comparison gives.
+    pub verdict: Verdict,
+    /// Why, if it did not pass.
+    pub reason: String,
+}
+
+/// Compares two runs of the same tests: what passes in `base` must pass in `ours`.
+pub fn compare(tests: &[Test], base: &Outcome, ours: &Outcome) -> Vec<Row> {
+    tests
+        .iter()
+        .map(|test| {
+            let find = |outcome: &'_ Outcome| -> Option<TapReport> {
+                outcome
+                    .tap
+                    .iter()
+                    .find(|report| report.name == test.name)
+                    .cloned()
+            };
+            let (left, right) = (find(base), find(ours));
+            let (verdict, reason) = judge(left.as_ref(), right.as_ref());
+            Row {
+                name: test.name.clone(),
+                base: left.map(|report| report.verdict),
+                ours: right.map(|report| report.verdict),
+                verdict,
+                reason,
+            }
+        })
+        .collect()
+}
+
+/// Judges a test by its results with both providers.
+fn judge(base: Option<&TapReport>, ours: Option<&TapReport>) -> (Verdict, String) {
+    let Some(base) = base else {
+        return (
+            Verdict::Failed,
+            "the run to compare with did not get to it".into(),
+        );
+    };
+    let Some(ours) = ours else {
+        return (
+            Verdict::Failed,
+            "the machine stopped in a test before it".into(),
+        );
+    };
+    match (base.verdict, ours.verdict) {
+        (_, Verdict::Passed) => {
+            // A point that was skipped although it ran before has lost a feature.
+            let lost = ours.points.iter().find(|(name, verdict)| {
+                *verdict != Verdict::Passed
+                    && base.points.contains(&(name.clone(), Verdict::Passed))
+            });
+            match lost {
+                Some((name, _)) => (Verdict::Failed, format!("{name} no longer runs")),
+                None => (Verdict::Passed, String::new()),
+            }
+        }
+        (Verdict::Passed, _) => (Verdict::Failed, ours.reason.clone()),
+        (Verdict::Skipped, Verdict::Skipped) => (Verdict::Skipped, ours.reason.clone()),
+        (Verdict::Skipped, Verdict::Failed) => (Verdict::Failed, ours.reason.clone()),
+        // The emulator's gap, or a bug of the kernel: not ours, and not hidden either.
+        (Verdict::Failed, _) => (
+            Verdict::Skipped,
+            format!("fails with the C provider as well: {}", base.reason),
+        ),
+    }
+}
+
+/// Returns why a run as a whole is useless, for example because the machine stopped.
+pub fn stopped(outcome: &Outcome) -> Option<String> {
+    match &outcome.status {
+        Status::Passed => None,
+        Status::Failed { reason, .. } => {
+            let last = outcome
+                .tap
+                .last()
+                .map_or("before the first test", |test| test.name.as_str());
+            Some(format!(
+                "{reason} (in {last}; console: {})",
+                outcome.log.display()
+            ))
+        }
+    }
+}
+
+/// Formats the comparison as a table.
+pub fn table(rows: &[Row]) -> String {
+    let word = |verdict: Option<Verdict>| verdict.map_or("-", Verdict::word);
+    let mut text = format!("  {:<42}{:<6}{:<6}{}\n", "test", "base", "this", "verdict");
+    for row in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "  {:<42}{:<6}{:<6}{} {}",
+            row.name,
+            word(row.base),
+            word(row.ours),
+            row.verdict.word(),
+            row.reason
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(verdict: Verdict) -> TapReport {
+        TapReport {
+            name: "a".into(),
+            verdict,
+            reason: "why".into(),
+            points: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn ours_may_fail_nothing_that_the_base_passes() {
+        use Verdict::{Failed, Passed, Skipped};
+        let cases = [
+            (Passed, Passed, Passed),
+            (Passed, Failed, Failed),
+            (Passed, Skipped, Failed),
+            (Failed, Failed, Skipped),
+            (Failed, Passed, Passed),
+            (Skipped, Skipped, Skipped),
+            (Skipped, Failed, Failed),
+        ];
+        for (base, ours, expected) in cases {
+            let (verdict, _) = judge(Some(&report(base)), Some(&report(ours)));
+            assert_eq!(verdict, expected, "{base:?} {ours:?}");
+        }
+        assert_eq!(judge(None, Some(&report(Passed))).0, Failed);
+        assert_eq!(judge(Some(&report(Passed)), None).0, Failed);
+    }
+
+    #[test]
+    fn a_test_point_that_is_lost_is_a_failure() {
+        let point = |verdict| vec![("p".to_owned(), verdict)];
+        let base = TapReport {
+            points: point(Verdict::Passed),
+            ..report(Verdict::Passed)
+        };
+        let ours = TapReport {
+            points: point(Verdict::Skipped),
+            ..report(Verdict::Passed)
+        };
+        assert_eq!(judge(Some(&base), Some(&ours)).0, Verdict::Failed);
+    }
+
+    #[test]
+    fn only_programs_that_concern_nesting_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("x86")).unwrap();
+        for name in [
+            "x86/nested_a",
+            "x86/cpuid_test",
+            "x86/smm_test",
+            "x86/vmx_x.sh",
+            "dirty_log_test",
+        ] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let names: Vec<_> = list(dir.path())
+            .unwrap()
+            .into_iter()
+            .map(|test| test.name)
+            .collect();
+        assert_eq!(names, ["nested_a", "smm_test", "dirty_log_test"]);
+    }
+
+    #[test]
+    fn a_test_that_is_unsuited_for_an_engine_is_skipped_with_a_reason() {
+        let test = Test {
+            name: "hyperv_ipi".into(),
+            program: "x86/hyperv_ipi".into(),
+            arguments: String::new(),
+        };
+        let tests = [test];
+        assert!(commands(&tests, Engine::Bochs).contains("SKIP: waits by loops"));
+        assert!(commands(&tests, Engine::Tcg).contains("x86/hyperv_ipi"));
+    }
+
+    #[test]
+    fn each_test_is_between_its_markers() {
+        let test = Test {
+            name: "n".into(),
+            program: "x86/n".into(),
+            arguments: "-i 3".into(),
+        };
+        let script = commands(&[test], Engine::Tcg);
+        assert!(script.contains("say 'test: n begin'") && script.contains("x86/n -i 3"));
+    }
+}

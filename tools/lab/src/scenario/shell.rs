@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `lab shell`: an interactive shell in level 0, with modules, QEMU and the selftests at hand.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::cache::Cache;
+use crate::image::level::{self, Nest};
+use crate::image::rootfs::Rootfs;
+use crate::kernel::Variant;
+use crate::machine::accel::Engine;
+use crate::machine::{self, CMDLINE, Limits, Run, Target, bochs, vng};
+use crate::options::{Options, Vendor};
+use crate::selftests::{self, Selftests};
+use crate::step;
+
+use super::{Bench, Provider, nested, target, workload};
+
+/// Boots level 0 with a shell on this terminal.
+pub fn shell(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitCode> {
+    let target = target(options)?;
+    let bench = Bench::prepare(cache, options, Variant::asked_for(options), provider)?;
+    let workload = workload::build(cache)?;
+    let selftests = selftests::ensure(cache, &bench.kernel)?;
+    let last = options.levels.saturating_sub(1).max(1);
+    interactive(&bench, &target, last, workload, &selftests)
+}
+
+/// Boots the machine and waits until it ends.
+pub fn interactive(
+    bench: &Bench,
+    target: &Target,
+    last: u8,
+    workload: PathBuf,
+    selftests: &Selftests,
+) -> Result<ExitCode> {
+    let tests = super::selftests::list(&selftests.dir)?;
+    let nest = Nest {
+        last,
+        kernel: bench.kernel.bzimage.clone(),
+        workload,
+        modules: bench.kvm(target.vendor)?,
+        cmdline: CMDLINE.to_owned(),
+        seed: nested::SEED,
+        smp: target.smp,
+    };
+    let mut files = Rootfs::default();
+    level::add_nest(&mut files, &bench.programs.tools, &nest)?;
+    for test in &tests {
+        let host = selftests.dir.join(&test.program);
+        files.file(&format!("/selftests/{}", test.program), &host);
+    }
+    files.text("/lab/motd", &greeting(bench, target));
+    let run = Run {
+        name: "shell".into(),
+        kernel: bench.kernel.bzimage.clone(),
+        // A shell is for experiments: a warning is shown, and the machine goes on.
+        cmdline: vec!["panic_on_warn=0".into()],
+        files,
+        modules: bench.modules(target)?,
+        commands: include_str!("../image/guest/shell.sh").to_owned(),
+        limits: Limits::default(),
+        target: Target {
+            memory: target.memory.max(level::memory(0, nest.last)),
+            ..*target
+        },
+    };
+    std::fs::create_dir_all(&bench.logs)?;
+    let work = tempfile::Builder::new()
+        .prefix(".run-")
+        .tempdir_in(&bench.logs)?;
+    let (root, stage) = step::run("image", |_| {
+        machine::stage(&run, &bench.programs, work.path())
+    })?;
+    let status = match run.target.engine {
+        Engine::Tcg | Engine::Kvm => {
+            let script = vng::entry(work.path(), &stage)?;
+            vng::interactive(&run, &bench.programs, work.path(), &script)?
+                .status()
+                .context("starting vng")?
+        }
+        Engine::Bochs => {
+            bochs::image(&run, work.path(), &root, &stage)?;
+            let terminal = terminal()?;
+            let mut command = bochs::interactive(&run, &bench.programs, work.path(), &terminal)?;
+            step::note("the shell comes in about 20 s; `exit` ends the machine");
+            let raw = Raw::enter()?;
+            let status = command.status().context("starting Bochs")?;
+            drop(raw);
+            status
+        }
+    };
+    println!("\nthe machine ended ({status})");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the path of the terminal that this process runs on.
+fn terminal() -> Result<String> {
+    let tty = Command::new("tty").stdin(Stdio::inherit()).output()?;
+    let path = String::from_utf8_lossy(&tty.stdout).trim().to_owned();
+    anyhow::ensure!(
+        tty.status.success(),
+        "`lab shell` needs a terminal on its standard input"
+    );
+    Ok(path)
+}
+
+/// The terminal without echo and line editing, which the guest does; restored when dropped.
+struct Raw(String);
+
+impl Raw {
+    fn enter() -> Result<Self> {
+        let saved = stty(&["-g"])?;
+        stty(&["raw", "-echo"])?;
+        Ok(Self(saved))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // Nothing can be done about a terminal that has gone.
+        let _ = stty(&[self.0.as_str()]);
+    }
+}
+
+fn stty(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("stty")
+        .args(arguments)
+        .stdin(Stdio::inherit())
+        .output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "stty failed: standard input is no terminal"
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Returns what the shell says first.
+fn greeting(bench: &Bench, target: &Target) -> String {
+    let vendor = match target.vendor {
+        Vendor::Amd => "kvm-amd",
+        Vendor::Intel => "kvm-intel",
+    };
+    format!(
+        "Linux {}, level 0 on {}.\n\
+         Modules are in /lab/mod and inserted ({vendor}); /lab/modules.host lists them.\n\
+         nest          boots level 1, which boots the next one\n\
+         /selftests    KVM selftests\n\
+         exit          ends the machine\n",
+        bench.kernel.version, target.engine
+    )
+}

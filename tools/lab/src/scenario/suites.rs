@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `lab test`: all suites, one line each, and the sum.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::cache::Cache;
+use crate::checks;
+use crate::kernel::Variant;
+use crate::machine::accel;
+use crate::machine::{Status, Target};
+use crate::options::{Options, Vendor};
+use crate::selftests::{self as upstream, Selftests};
+use crate::step::clock;
+use crate::tap::Verdict;
+
+use super::harness::{self, PLANTS};
+use super::{Bench, Provider, lifecycle, nested, selftests, vendor_name, workload};
+
+/// A line of the table.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    /// What was tested.
+    pub name: String,
+    /// Tests that passed.
+    pub passed: u32,
+    /// Tests that failed.
+    pub failed: u32,
+    /// Tests that did not run.
+    pub skipped: u32,
+    /// How long it took, unless something else measured it.
+    pub time: Option<Duration>,
+    /// What failed, and why something was skipped.
+    pub details: Vec<String>,
+}
+
+impl Suite {
+    fn new(name: String) -> Self {
+        Self {
+            name,
+            passed: 0,
+            failed: 0,
+            skipped: 0,
+            time: None,
+            details: Vec::new(),
+        }
+    }
+
+    /// Counts one result.
+    fn count(&mut self, verdict: Verdict, detail: impl FnOnce() -> String) {
+        match verdict {
+            Verdict::Passed => self.passed += 1,
+            Verdict::Failed => self.failed += 1,
+            Verdict::Skipped => self.skipped += 1,
+        }
+        if verdict != Verdict::Passed {
+            self.details
+                .push(format!("{}: {}", verdict.word(), detail()));
+        }
+    }
+
+    /// Counts one test that has no result because of an error.
+    fn broke(&mut self, error: &anyhow::Error) {
+        self.count(Verdict::Failed, || format!("{error:#}"));
+    }
+}
+
+/// Runs a suite and measures it; an error is a failed test.
+fn suite(name: String, work: impl FnOnce(&mut Suite) -> Result<()>) -> Suite {
+    let start = Instant::now();
+    let mut suite = Suite::new(name);
+    if let Err(error) = work(&mut suite) {
+        suite.broke(&error);
+    }
+    suite.time = Some(start.elapsed());
+    suite
+}
+
+/// Runs everything and prints the table.
+pub fn test(cache: &Cache, options: &Options) -> Result<ExitCode> {
+    let mut suites: Vec<Suite> = checks::run(cache, options)?
+        .into_iter()
+        .map(|check| Suite {
+            name: check.suite,
+            passed: check.passed,
+            failed: check.failed,
+            skipped: check.skipped,
+            time: None,
+            details: check.detail.into_iter().collect(),
+        })
+        .collect();
+    suites.extend(machines(cache, options)?);
+    print!("{}", table(&suites));
+    let failed: u32 = suites.iter().map(|suite| suite.failed).sum();
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the suites that boot machines, on both vendors.
+fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
+    let stock = Bench::prepare(cache, options, Variant::Stock, Provider::C)?;
+    let patched = Bench::prepare(cache, options, Variant::Builtin, Provider::Ours)?;
+    let c = Bench {
+        ours: None,
+        ..patched.clone()
+    };
+    let bare = Bench::prepare(cache, options, Variant::NoBuiltin, Provider::Ours)?;
+    // With the modules for the patched kernel, which an unpatched one must refuse.
+    let refusing = Bench {
+        ours: patched.ours.clone(),
+        ..stock.clone()
+    };
+    let module_tests = lifecycle::build(cache)?;
+    let workload = workload::build(cache)?;
+    let upstream = upstream::ensure(cache, &stock.kernel)?;
+    let mut suites = Vec::new();
+    for vendor in [Vendor::Amd, Vendor::Intel] {
+        let target = Target {
+            vendor,
+            engine: accel::choose(vendor, options.accel)?,
+            smp: 1,
+            memory: 2048,
+        };
+        let label = |what: &str| format!("{what} ({}, {})", vendor_name(vendor), target.engine);
+        suites.push(suite(label("harness"), |suite| plants(suite, &c, &target)));
+        suites.push(suite(label("L0, L1, L2"), |suite| {
+            for (name, bench) in [("C", &c), ("ours", &patched)] {
+                levels(suite, name, bench, &target, &workload);
+            }
+            Ok(())
+        }));
+        for bench in [&refusing, &patched, &bare] {
+            let name = label(&format!("life cycle, {} kernel", bench.kernel.variant));
+            suites.push(suite(name, |suite| {
+                life_cycle(suite, bench, &target, &module_tests)
+            }));
+        }
+        let runs = [("patched", &c), ("ours", &patched)];
+        suites.extend(compared(&stock, &runs, &target, &upstream, &label));
+    }
+    Ok(suites)
+}
+
+/// Plants faults, each of which must be found.
+fn plants(suite: &mut Suite, bench: &Bench, target: &Target) -> Result<()> {
+    for plant in PLANTS {
+        let outcome = harness::run(plant, bench, target)?;
+        let objection = harness::objection(plant, &outcome);
+        let verdict = if objection.is_none() {
+            Verdict::Passed
+        } else {
+            Verdict::Failed
+        };
+        suite.count(verdict, || objection.unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Counts each point of the life cycle of our modules on one kernel.
+fn life_cycle(
+    suite: &mut Suite,
+    bench: &Bench,
+    target: &Target,
+    program: &std::path::Path,
+) -> Result<()> {
+    for (verdict, detail) in lifecycle::verdicts(&lifecycle::run(bench, target, program)?) {
+        suite.count(verdict, || detail);
+    }
+    Ok(())
+}
+
+/// Boots the chain of levels with one provider.
+fn levels(
+    suite: &mut Suite,
+    name: &str,
+    bench: &Bench,
+    target: &Target,
+    workload: &std::path::Path,
+) {
+    let chain = match nested::chain(bench, target, 2, workload) {
+        Ok(chain) => chain,
+        Err(error) => return suite.broke(&error.context(name.to_owned())),
+    };
+    let verdict = if chain.passed() {
+        Verdict::Passed
+    } else {
+        Verdict::Failed
+    };
+    suite.count(verdict, || match (&chain.outcome.status, &chain.mismatch) {
+        (Status::Failed { reason, excerpt }, _) => format!("{name}: {reason}\n{excerpt}"),
+        (Status::Passed, mismatch) => {
+            format!("{name}: {}", mismatch.as_deref().unwrap_or_default())
+        }
+    });
+}
+
+/// Runs the upstream selftests on the stock kernel and on others, and compares each with the first.
+fn compared(
+    stock: &Bench,
+    runs: &[(&str, &Bench)],
+    target: &Target,
+    upstream: &Selftests,
+    label: &dyn Fn(&str) -> String,
+) -> Vec<Suite> {
+    let mut base = None;
+    let mut suites = Vec::new();
+    for (name, bench) in runs {
+        suites.push(suite(label(&format!("KVM selftests, {name}")), |suite| {
+            let tests = selftests::list(&upstream.dir)?;
+            let base = match &base {
+                Some(base) => base,
+                None => base.insert(selftests::run(stock, target, upstream, &tests, "stock")?),
+            };
+            let outcome = selftests::run(bench, target, upstream, &tests, name)?;
+            for reason in [base, &outcome].into_iter().filter_map(selftests::stopped) {
+                suite.count(Verdict::Failed, || reason);
+            }
+            let rows = selftests::compare(&tests, base, &outcome);
+            print!("{}", selftests::table(&rows));
+            for row in rows {
+                suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
+            }
+            Ok(())
+        }));
+    }
+    suites
+}
+
+/// Formats the table, the details of what did not pass, and the sum.
+pub fn table(suites: &[Suite]) -> String {
+    let mut text = String::from("\n");
+    // Writing to a String cannot fail.
+    for suite in suites {
+        for detail in &suite.details {
+            let _ = writeln!(text, "{}: {}", suite.name, detail.trim_end());
+        }
+    }
+    let _ = writeln!(
+        text,
+        "\n{:<56}{:>7}{:>7}{:>8}{:>12}",
+        "suite", "passed", "failed", "skipped", "time"
+    );
+    for suite in suites {
+        let time = suite.time.map(clock).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{:<56}{:>7}{:>7}{:>8}{time:>12}",
+            suite.name, suite.passed, suite.failed, suite.skipped
+        );
+    }
+    let sum = |count: fn(&Suite) -> u32| suites.iter().map(count).sum::<u32>();
+    let _ = writeln!(
+        text,
+        "\n{} passed, {} failed, {} skipped",
+        sum(|suite| suite.passed),
+        sum(|suite| suite.failed),
+        sum(|suite| suite.skipped)
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_the_sum_and_a_skip_says_why() {
+        let mut first = Suite::new("one".into());
+        first.count(Verdict::Passed, String::new);
+        first.count(Verdict::Skipped, || "no such CPU".into());
+        let second = suite("two".into(), |_| anyhow::bail!("broken"));
+        let text = table(&[first, second]);
+        assert!(
+            text.ends_with("\n1 passed, 1 failed, 1 skipped\n"),
+            "{text}"
+        );
+        assert!(text.contains("one: skip: no such CPU") && text.contains("two: FAIL: broken"));
+    }
+}
