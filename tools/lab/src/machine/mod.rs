@@ -50,14 +50,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            total: Duration::from_secs(600),
-            silence: Duration::from_secs(90),
+            total: Duration::from_secs(900),
+            silence: Duration::from_secs(180),
         }
     }
 }
 
 /// Silence that is allowed until level 0 is up.
-const BOOT: Duration = Duration::from_secs(90);
+const BOOT: Duration = Duration::from_secs(120);
 
 /// How long an emulator may take to end after it closed its console.
 const ENDING: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::cache::Cache;
 use crate::checks;
@@ -120,30 +120,49 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
     let module_tests = lifecycle::build(cache)?;
     let workload = workload::build(cache)?;
     let upstream = upstream::ensure(cache, &stock.kernel)?;
+    // Each emulator keeps one core busy: the two vendors run side by side.
+    let tracks = std::thread::scope(|scope| {
+        let tracks = [Vendor::Amd, Vendor::Intel].map(|vendor| {
+            let (stock, refusing, c, patched, bare) = (&stock, &refusing, &c, &patched, &bare);
+            let (module_tests, workload, upstream) = (&module_tests, &workload, &upstream);
+            scope.spawn(move || -> Result<Vec<Suite>> {
+                let target = Target {
+                    vendor,
+                    engine: accel::choose(vendor, options.accel)?,
+                    smp: 1,
+                    memory: 2048,
+                };
+                let label =
+                    |what: &str| format!("{what} ({}, {})", vendor_name(vendor), target.engine);
+                let mut suites = vec![
+                    suite(label("harness"), |suite| plants(suite, c, &target)),
+                    suite(label("L0, L1, L2"), |suite| {
+                        for (name, bench) in [("C", c), ("ours", patched)] {
+                            levels(suite, name, bench, &target, workload);
+                        }
+                        Ok(())
+                    }),
+                ];
+                for bench in [refusing, patched, bare] {
+                    let name = label(&format!("life cycle, {} kernel", bench.kernel.variant));
+                    suites.push(suite(name, |suite| {
+                        life_cycle(suite, bench, &target, module_tests)
+                    }));
+                }
+                let runs = [("patched", c), ("ours", patched)];
+                suites.extend(compared(stock, &runs, &target, upstream, &label));
+                Ok(suites)
+            })
+        });
+        tracks.map(|track| {
+            track
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("the thread of a vendor panicked")))
+        })
+    });
     let mut suites = Vec::new();
-    for vendor in [Vendor::Amd, Vendor::Intel] {
-        let target = Target {
-            vendor,
-            engine: accel::choose(vendor, options.accel)?,
-            smp: 1,
-            memory: 2048,
-        };
-        let label = |what: &str| format!("{what} ({}, {})", vendor_name(vendor), target.engine);
-        suites.push(suite(label("harness"), |suite| plants(suite, &c, &target)));
-        suites.push(suite(label("L0, L1, L2"), |suite| {
-            for (name, bench) in [("C", &c), ("ours", &patched)] {
-                levels(suite, name, bench, &target, &workload);
-            }
-            Ok(())
-        }));
-        for bench in [&refusing, &patched, &bare] {
-            let name = label(&format!("life cycle, {} kernel", bench.kernel.variant));
-            suites.push(suite(name, |suite| {
-                life_cycle(suite, bench, &target, &module_tests)
-            }));
-        }
-        let runs = [("patched", &c), ("ours", &patched)];
-        suites.extend(compared(&stock, &runs, &target, &upstream, &label));
+    for track in tracks {
+        suites.extend(track?);
     }
     Ok(suites)
 }
@@ -235,13 +254,8 @@ fn compared(
 
 /// Formats the table, the details of what did not pass, and the sum.
 pub fn table(suites: &[Suite]) -> String {
-    let mut text = String::from("\n");
+    let mut text = String::new();
     // Writing to a String cannot fail.
-    for suite in suites {
-        for detail in &suite.details {
-            let _ = writeln!(text, "{}: {}", suite.name, detail.trim_end());
-        }
-    }
     let _ = writeln!(
         text,
         "\n{:<56}{:>7}{:>7}{:>8}{:>12}",
@@ -254,6 +268,17 @@ pub fn table(suites: &[Suite]) -> String {
             "{:<56}{:>7}{:>7}{:>8}{time:>12}",
             suite.name, suite.passed, suite.failed, suite.skipped
         );
+    }
+    // What failed comes last: of a long log, many places show the end only.
+    text.push('\n');
+    let skip = Verdict::Skipped.word();
+    for last in [false, true] {
+        for suite in suites {
+            let of_now = |detail: &&String| detail.starts_with(skip) != last;
+            for detail in suite.details.iter().filter(of_now) {
+                let _ = writeln!(text, "{}: {}", suite.name, detail.trim_end());
+            }
+        }
     }
     let sum = |count: fn(&Suite) -> u32| suites.iter().map(count).sum::<u32>();
     let _ = writeln!(
