@@ -93,3 +93,44 @@ macro_rules! feature_set {
         }
     };
 }
+
+/// Declares a group of consistency checks.
+///
+/// Expands to straight-line code, and to an enum that names each check for tracing and tests. The
+/// expression of a check is true if what it looks at violates the rule.
+macro_rules! consistency_checks {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $func:ident($($arg:ident: $ty:ty),+ $(,)?) -> Result<(), $id:ident> {
+            $( $(#[$vmeta:meta])* $variant:ident: $violated:expr, )*
+        }
+    ) => {
+        #[doc = concat!("A check made by [`", stringify!($func), "()`].")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $vis enum $id {
+            $( $(#[$vmeta])* $variant, )*
+        }
+
+        impl $id {
+            /// Every check of the group, in the order in which they are made.
+            $vis const ALL: &'static [Self] = &[$( Self::$variant, )*];
+
+            /// Returns the name of the check.
+            $vis const fn name(self) -> &'static str {
+                match self {
+                    $( Self::$variant => stringify!($variant), )*
+                }
+            }
+        }
+
+        $(#[$meta])*
+        $vis fn $func($($arg: $ty),+) -> Result<(), $id> {
+            $(
+                if $violated {
+                    return Err($id::$variant);
+                }
+            )*
+            Ok(())
+        }
+    };
+}

@@ -33,6 +33,9 @@
 #[macro_use]
 mod macros;
 
+pub mod address;
+pub mod checked;
 pub mod exits;
+pub mod memory;
 pub mod svm;
 pub mod vmx;
