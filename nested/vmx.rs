@@ -4,5 +4,7 @@
 
 pub mod capability;
 pub mod exit_reason;
+pub mod vmcs12;
 
 pub use exit_reason::ExitReason;
+pub use vmcs12::Vmcs12;
