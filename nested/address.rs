@@ -9,7 +9,7 @@ pub const PAGE_SIZE: u64 = 4096;
 macro_rules! address {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(transparent)]
         pub struct $name(u64);
 

@@ -248,6 +248,26 @@ open_enum! {
     }
 }
 
+impl ExitCode {
+    /// Returns the vector, if the guest has exited because of an exception.
+    #[inline]
+    pub const fn exception(self) -> Option<u8> {
+        match self.into_raw() {
+            #[allow(clippy::cast_possible_truncation, reason = "masked to 5 bits")]
+            code @ 0x40..=0x5f => Some((code & 0x1f) as u8),
+            _ => None,
+        }
+    }
+
+    /// Returns whether VMRUN has failed: the guest has not run.
+    ///
+    /// Where the processor itself is virtual, its hypervisor may write 32 bits only.
+    #[inline]
+    pub const fn is_vmrun_failure(self) -> bool {
+        self.into_raw() & 0xffff_ffff == 0xffff_ffff
+    }
+}
+
 /// The slots of a counter are the codes up to [`ExitCode::LAST_DENSE`], those around the nested
 /// page fault, [`ExitCode::INVALID`], and one for all that are beyond.
 impl ExitCode {
@@ -305,6 +325,18 @@ mod tests {
         for raw in (0..0x1_0000).chain([1 << 31, 1 << 32, 0x400 | 1 << 32, u64::MAX - 1, u64::MAX])
         {
             assert!(ExitCode::from_raw(raw).slot() < ExitCode::SLOTS);
+        }
+    }
+
+    #[test]
+    fn exceptions_are_32_codes() {
+        for raw in 0..0x500u64 {
+            let exception = ExitCode::from_raw(raw).exception();
+
+            assert_eq!(
+                exception.map(u64::from),
+                raw.checked_sub(0x40).filter(|v| *v < 32)
+            );
         }
     }
 
