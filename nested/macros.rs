@@ -2,6 +2,15 @@
 
 //! Declarations of numbers and bits that a guest or a processor supplies.
 
+/// Makes a C string of a literal that ends with a null.
+pub(crate) const fn c_str(literal: &'static str) -> &'static core::ffi::CStr {
+    match core::ffi::CStr::from_bytes_with_nul(literal.as_bytes()) {
+        Ok(text) => text,
+        // Evaluated by the compiler only.
+        Err(_) => c"?",
+    }
+}
+
 /// Declares a number whose named values are not the only ones that occur.
 ///
 /// Expands to a newtype with one constant a named value, and a way to get the name back. A number
@@ -116,9 +125,11 @@ macro_rules! consistency_checks {
             $vis const ALL: &'static [Self] = &[$( Self::$variant, )*];
 
             /// Returns the name of the check.
-            $vis const fn name(self) -> &'static str {
+            $vis const fn name(self) -> &'static core::ffi::CStr {
                 match self {
-                    $( Self::$variant => stringify!($variant), )*
+                    $( Self::$variant => $crate::macros::c_str(concat!(
+                        stringify!($id), "::", stringify!($variant), "\0",
+                    )), )*
                 }
             }
         }

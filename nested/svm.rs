@@ -19,6 +19,7 @@ pub mod permission_map;
 pub mod route;
 pub mod vmcb;
 pub mod vmcb12;
+pub mod vmload;
 
 #[cfg(test)]
 mod testing;

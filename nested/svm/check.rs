@@ -28,7 +28,7 @@ pub enum Invalid {
 
 impl Invalid {
     /// Returns the name of the check that failed.
-    pub const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static core::ffi::CStr {
         match self {
             Self::Save(check) => check.name(),
             Self::Control(check) => check.name(),
@@ -284,6 +284,13 @@ mod tests {
                 "{id:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_check_tells_its_name() {
+        let failed = check(&violating_control(ControlCheck::Asid), &save()).unwrap_err();
+
+        assert_eq!(failed.name(), c"ControlCheck::Asid");
     }
 
     #[test]

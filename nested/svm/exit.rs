@@ -123,6 +123,28 @@ pub fn save_to_vmcb12(
     }
 }
 
+/// Returns `EXITINFO1` of a nested page fault with `error_code`.
+///
+/// Whether L2's final address or one of its page tables was being translated is known to the
+/// processor, if it has reported the fault with `reported` as `EXITINFO1`; otherwise to whoever made
+/// the error code. One of the two it must be: "final" is for when neither is known.
+pub const fn nested_page_fault_error(error_code: u64, reported: Option<u64>) -> u64 {
+    const FINAL: u64 = 1 << 32;
+    const PAGE_TABLE: u64 = 1 << 33;
+    const STAGE: u64 = FINAL | PAGE_TABLE;
+
+    let stage = match reported {
+        Some(reported) => reported & STAGE,
+        None => error_code & STAGE,
+    };
+
+    (error_code & !STAGE)
+        | match stage {
+            PAGE_TABLE => PAGE_TABLE,
+            _ => FINAL,
+        }
+}
+
 /// Makes `VMRUN` fail: L2 has not run, and nothing of its state is written.
 pub fn refuse(page: &mut (impl VmcbPage + ?Sized)) {
     store!(page, control.exit_code, ExitCode::INVALID.into_raw());
@@ -247,6 +269,19 @@ mod tests {
             assert!(!untouched(&all, offset, 8), "{feature:?}");
             assert!(untouched(&without, offset, 8), "{feature:?}");
         }
+    }
+
+    #[test]
+    fn a_nested_page_fault_has_exactly_one_stage() {
+        let stage = |error_code, reported| nested_page_fault_error(error_code, reported) >> 32;
+
+        for reported in [0, 1, 3] {
+            assert_eq!(stage(2 << 32, Some(reported << 32)), 1);
+            assert_eq!(stage(reported << 32, None), 1);
+        }
+        assert_eq!(stage(1 << 32, Some(2 << 32)), 2);
+        assert_eq!(stage(2 << 32, None), 2);
+        assert_eq!(nested_page_fault_error(0x15, Some(0)), 1 << 32 | 0x15);
     }
 
     #[test]

@@ -243,6 +243,8 @@ open_enum! {
         AVIC_UNACCELERATED_ACCESS = 0x402,
         /// `SVM_EXIT_VMGEXIT`.
         VMGEXIT = 0x403,
+        /// `SVM_EXIT_SW`, for software: Hyper-V's hosts report what they did for a guest.
+        ENLIGHTENMENT = 0xf000_0000,
         /// `SVM_EXIT_ERR`: VMRUN has found the guest state in the VMCB to be illegal.
         INVALID = u64::MAX,
     }
@@ -257,6 +259,12 @@ impl ExitCode {
             code @ 0x40..=0x5f => Some((code & 0x1f) as u8),
             _ => None,
         }
+    }
+
+    /// Returns the code of an exit because of the exception with `vector`.
+    #[inline]
+    pub const fn of_exception(vector: u8) -> Self {
+        Self::from_raw(Self::EXCP_DE.into_raw() | (vector & 0x1f) as u64)
     }
 
     /// Returns whether VMRUN has failed: the guest has not run.
@@ -275,11 +283,12 @@ impl ExitCode {
     const LAST_NPF: u64 = 0x403;
     const NPF_SLOT: usize = 0xa8;
     const INVALID_SLOT: usize = 0xac;
-    const OTHER_SLOT: usize = 0xad;
+    const ENLIGHTENMENT_SLOT: usize = 0xad;
+    const OTHER_SLOT: usize = 0xae;
 }
 
 impl Reason for ExitCode {
-    const SLOTS: usize = 0xae;
+    const SLOTS: usize = 0xaf;
 
     fn slot(self) -> usize {
         let slot = match self.into_raw() {
@@ -287,6 +296,7 @@ impl Reason for ExitCode {
             code @ 0x400..=Self::LAST_NPF => usize::try_from(code & 3)
                 .ok()
                 .and_then(|offset| offset.checked_add(Self::NPF_SLOT)),
+            0xf000_0000 => Some(Self::ENLIGHTENMENT_SLOT),
             u64::MAX => Some(Self::INVALID_SLOT),
             _ => None,
         };
@@ -299,6 +309,7 @@ impl Reason for ExitCode {
             Self::NPF_SLOT..Self::INVALID_SLOT => {
                 Self::NPF.into_raw() | u64::try_from(slot & 3).ok()?
             }
+            Self::ENLIGHTENMENT_SLOT => Self::ENLIGHTENMENT.into_raw(),
             Self::INVALID_SLOT => u64::MAX,
             Self::OTHER_SLOT => return Some("OTHER"),
             _ => u64::try_from(slot).ok()?,

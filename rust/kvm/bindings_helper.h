@@ -2,6 +2,8 @@
 /* What bindgen reads: KVM's private headers and our helpers. */
 #include <linux/kvm_host.h>
 #include "x86.h"
+#include "mmu.h"
+#include "pmu.h"
 #include "vmx/vmx.h"
 #include "vmx/nested.h"
 

@@ -6,6 +6,7 @@
 //! entry points of the modules uses it.
 
 pub mod bindings;
+pub mod memory;
 pub mod stats;
 pub mod vcpu;
 
@@ -13,4 +14,11 @@ pub use stats::{
     StatsRoot,
     VmStats, //
 };
-pub use vcpu::Vcpu;
+pub use memory::{
+    MappedPage,
+    SharedPage, //
+};
+pub use vcpu::{
+    RunPending,
+    Vcpu, //
+};

@@ -15,7 +15,14 @@ use nested::svm::capability::{
     Words, //
 };
 
+mod entry;
+mod events;
+mod exit;
+mod instructions;
+mod mmu;
 mod ops;
+mod state;
+mod vcpu;
 
 module! {
     type: NestedSvm,
@@ -50,10 +57,7 @@ impl kernel::Module for NestedSvm {
     fn init(module: &'static ThisModule) -> Result<Self> {
         check_host()?;
 
-        // SAFETY: `check_host()` has found the ops of kvm-amd, which live as long as it does; the
-        // module's reference to their symbol holds it.
-        let builtin = unsafe { &*bindings::nested_helper_svm_builtin_ops() };
-        let ops = KBox::new(ops::build(module, builtin), GFP_KERNEL)?;
+        let ops = KBox::new(ops::build(module), GFP_KERNEL)?;
         // SAFETY: This is the only call, and no op is registered yet.
         let stats = unsafe { StatsRoot::new() };
 
@@ -105,8 +109,8 @@ fn report_features() {
 ///
 /// # Errors
 ///
-/// `ENODEV` without SVM or kvm-amd's interface to providers, `EOPNOTSUPP` without NPT or if
-/// kvm-amd has no code that what is not here yet could be left to. The reason is logged.
+/// `ENODEV` without SVM or kvm-amd's interface to providers, `EOPNOTSUPP` without NPT. The reason is
+/// logged.
 fn check_host() -> Result {
     // SAFETY: Reads the capabilities of the boot CPU.
     if !unsafe { bindings::nested_helper_svm_supported() } {
@@ -121,11 +125,6 @@ fn check_host() -> Result {
     // SAFETY: A kvm-amd that can be attached to exports the variable.
     if !unsafe { bindings::nested_helper_svm_npt_enabled() } {
         pr_err!("kvm-amd runs without NPT, which is needed\n");
-        return Err(EOPNOTSUPP);
-    }
-    // SAFETY: Looks at the address of a symbol.
-    if unsafe { bindings::nested_helper_svm_builtin_ops() }.is_null() {
-        pr_err!("kvm-amd was built without CONFIG_KVM_NESTED_BUILTIN, which is still needed\n");
         return Err(EOPNOTSUPP);
     }
     Ok(())

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Inline functions of KVM that both modules use.
+ */
+#include "regs.h"
+#include "x86.h"
+#include "hyperv.h"
+#include "lapic.h"
+#include "pmu.h"
+#include "trace.h"
+#include "helpers.h"
+
+/* regs.h */
+
+bool nested_helper_is_guest_mode(struct kvm_vcpu *vcpu)
+{
+	return is_guest_mode(vcpu);
+}
+
+void nested_helper_enter_guest_mode(struct kvm_vcpu *vcpu)
+{
+	enter_guest_mode(vcpu);
+}
+
+void nested_helper_leave_guest_mode(struct kvm_vcpu *vcpu)
+{
+	leave_guest_mode(vcpu);
+}
+
+bool nested_helper_is_paging(struct kvm_vcpu *vcpu)
+{
+	return is_paging(vcpu);
+}
+
+bool nested_helper_is_pae_paging(struct kvm_vcpu *vcpu)
+{
+	return is_pae_paging(vcpu);
+}
+
+unsigned long nested_helper_read_cr0(struct kvm_vcpu *vcpu)
+{
+	return kvm_read_cr0(vcpu);
+}
+
+unsigned long nested_helper_read_cr3(struct kvm_vcpu *vcpu)
+{
+	return kvm_read_cr3(vcpu);
+}
+
+unsigned long nested_helper_read_rax(struct kvm_vcpu *vcpu)
+{
+	return kvm_rax_read(vcpu);
+}
+
+unsigned long nested_helper_read_raw_rax(struct kvm_vcpu *vcpu)
+{
+	return kvm_rax_read_raw(vcpu);
+}
+
+void nested_helper_write_raw_rax(struct kvm_vcpu *vcpu, unsigned long value)
+{
+	kvm_rax_write_raw(vcpu, value);
+}
+
+u32 nested_helper_read_ecx(struct kvm_vcpu *vcpu)
+{
+	return kvm_ecx_read(vcpu);
+}
+
+unsigned long nested_helper_read_rsp(struct kvm_vcpu *vcpu)
+{
+	return kvm_rsp_read(vcpu);
+}
+
+void nested_helper_write_rsp(struct kvm_vcpu *vcpu, unsigned long value)
+{
+	kvm_rsp_write(vcpu, value);
+}
+
+unsigned long nested_helper_read_rip(struct kvm_vcpu *vcpu)
+{
+	return kvm_rip_read(vcpu);
+}
+
+void nested_helper_write_rip(struct kvm_vcpu *vcpu, unsigned long value)
+{
+	kvm_rip_write(vcpu, value);
+}
+
+void nested_helper_reload_pdptrs(struct kvm_vcpu *vcpu)
+{
+	kvm_register_mark_for_reload(vcpu, VCPU_REG_PDPTR);
+}
+
+bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4)
+{
+	return __kvm_is_valid_cr4(vcpu, cr4);
+}
+
+/* cpuid.h */
+
+bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa)
+{
+	return kvm_vcpu_is_legal_gpa(vcpu, gpa);
+}
+
+bool nested_helper_is_legal_cr3(struct kvm_vcpu *vcpu, unsigned long cr3)
+{
+	return kvm_vcpu_is_legal_cr3(vcpu, cr3);
+}
+
+/* x86.h, kvm_host.h */
+
+/* Requests have to be constants. */
+
+#define REQUEST(name, number)						\
+void nested_helper_request_##name(struct kvm_vcpu *vcpu)		\
+{									\
+	kvm_make_request(number, vcpu);					\
+}
+
+REQUEST(triple_fault, KVM_REQ_TRIPLE_FAULT)
+REQUEST(mmu_sync, KVM_REQ_MMU_SYNC)
+REQUEST(event, KVM_REQ_EVENT)
+REQUEST(get_nested_state_pages, KVM_REQ_GET_NESTED_STATE_PAGES)
+REQUEST(apicv_update, KVM_REQ_APICV_UPDATE)
+REQUEST(tlb_flush_current, KVM_REQ_TLB_FLUSH_CURRENT)
+
+void nested_helper_clear_triple_fault(struct kvm_vcpu *vcpu)
+{
+	kvm_clear_request(KVM_REQ_TRIPLE_FAULT, vcpu);
+}
+
+void nested_helper_clear_get_nested_state_pages(struct kvm_vcpu *vcpu)
+{
+	kvm_clear_request(KVM_REQ_GET_NESTED_STATE_PAGES, vcpu);
+}
+
+bool nested_helper_is_smm(struct kvm_vcpu *vcpu)
+{
+	return is_smm(vcpu);
+}
+
+void nested_helper_set_runnable(struct kvm_vcpu *vcpu)
+{
+	kvm_set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE);
+}
+
+void nested_helper_warn_on_run_pending(struct kvm_vcpu *vcpu)
+{
+	kvm_warn_on_nested_run_pending(vcpu);
+}
+
+void nested_helper_clear_event_queues(struct kvm_vcpu *vcpu)
+{
+	vcpu->arch.nmi_injected = false;
+	kvm_clear_exception_queue(vcpu);
+	kvm_clear_interrupt_queue(vcpu);
+}
+
+bool nested_helper_event_needs_reinjection(struct kvm_vcpu *vcpu)
+{
+	return kvm_event_needs_reinjection(vcpu);
+}
+
+bool nested_helper_init_is_pending(struct kvm_vcpu *vcpu)
+{
+	return lapic_in_kernel(vcpu) &&
+	       test_bit(KVM_APIC_INIT, &vcpu->arch.apic->pending_events);
+}
+
+bool nested_helper_has_quirk(struct kvm_vcpu *vcpu, u64 quirk)
+{
+	return kvm_check_has_quirk(vcpu->kvm, quirk);
+}
+
+/* Returns what the exit handler returns. */
+int nested_helper_report_inaccessible(struct kvm_vcpu *vcpu)
+{
+	return kvm_handle_memory_failure(vcpu, X86EMUL_IO_NEEDED, NULL);
+}
+
+/* lapic.h */
+
+bool nested_helper_apicv_is_active(struct kvm_vcpu *vcpu)
+{
+	return kvm_vcpu_apicv_active(vcpu);
+}
+
+bool nested_helper_apicv_is_activated(struct kvm_vcpu *vcpu)
+{
+	return kvm_apicv_activated(vcpu->kvm);
+}
+
+/* hyperv.h */
+
+bool nested_helper_hv_hypercall_enabled(struct kvm_vcpu *vcpu)
+{
+	return kvm_hv_hypercall_enabled(vcpu);
+}
+
+int nested_helper_hv_verify_vp_assist(struct kvm_vcpu *vcpu)
+{
+	return kvm_hv_verify_vp_assist(vcpu);
+}
+
+void nested_helper_hv_transition_tlb_flush(struct kvm_vcpu *vcpu)
+{
+	kvm_hv_nested_transtion_tlb_flush(vcpu, true);
+}
+
+/* trace.h */
+
+void nested_helper_trace_vmenter_failed(const char *check, u32 error)
+{
+	trace_kvm_nested_vmenter_failed(check, error);
+}

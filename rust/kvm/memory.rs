@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory of L1.
+
+use crate::{
+    bindings,
+    Vcpu, //
+};
+use core::{
+    marker::PhantomData,
+    mem::size_of,
+    ptr::NonNull, //
+};
+use nested::{
+    address::Gpa,
+    memory::{
+        GuestMemory,
+        Inaccessible, //
+    },
+    svm::vmcb12::VmcbPage, //
+};
+
+impl GuestMemory for Vcpu {
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Inaccessible> {
+        // SAFETY: By the invariants of `Vcpu`; the buffer has the length given.
+        let result = unsafe {
+            bindings::kvm_vcpu_read_guest(
+                self.as_ptr(),
+                gpa.into_raw(),
+                bytes.as_mut_ptr().cast(),
+                bytes.len(),
+            )
+        };
+
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Inaccessible)
+        }
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Inaccessible> {
+        // SAFETY: By the invariants of `Vcpu`; the buffer has the length given.
+        let result = unsafe {
+            bindings::kvm_vcpu_write_guest(
+                self.as_ptr(),
+                gpa.into_raw(),
+                bytes.as_ptr().cast(),
+                bytes.len(),
+            )
+        };
+
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Inaccessible)
+        }
+    }
+}
+
+/// A page of L1's memory, to which the host has access as long as this lives.
+///
+/// # Invariants
+///
+/// `map` was filled by `kvm_vcpu_map()` for `vcpu`, and not unmapped yet.
+pub struct MappedPage<'a> {
+    vcpu: &'a Vcpu,
+    map: bindings::kvm_host_map,
+}
+
+impl<'a> MappedPage<'a> {
+    /// Maps the page at `gpa`, for reading and writing.
+    pub fn new(vcpu: &'a Vcpu, gpa: Gpa) -> Result<Self, Inaccessible> {
+        let mut map = bindings::kvm_host_map::default();
+
+        // SAFETY: By the invariants of `Vcpu`.
+        let result = unsafe {
+            bindings::__kvm_vcpu_map(vcpu.as_ptr(), gpa.into_raw() >> 12, &raw mut map, true)
+        };
+        if result != 0 {
+            return Err(Inaccessible);
+        }
+        // INVARIANT: The map is filled.
+        Ok(Self { vcpu, map })
+    }
+
+    /// Returns the page.
+    pub fn page(&mut self) -> SharedPage<'_> {
+        // SAFETY: By the type invariants the page is mapped, and it stays so as long as `self` is
+        // borrowed.
+        unsafe { SharedPage::from_raw(self.map.hva.cast()) }
+    }
+}
+
+impl Drop for MappedPage<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::kvm_vcpu_unmap(self.vcpu.as_ptr(), &raw mut self.map) }
+    }
+}
+
+/// A page that a guest, or user space, writes to at the same time.
+///
+/// # Invariants
+///
+/// `base` is the address of a page that is mapped during `'a`, or null: then it reads as zeroes.
+pub struct SharedPage<'a> {
+    base: *mut u8,
+    page: PhantomData<&'a mut [u8; 4096]>,
+}
+
+impl SharedPage<'_> {
+    const SIZE: usize = 4096;
+
+    /// Makes a page of its address.
+    ///
+    /// # Safety
+    ///
+    /// `base` must be null, or the address of a page that is mapped as long as the value lives.
+    pub unsafe fn from_raw(base: *mut u8) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self {
+            base,
+            page: PhantomData,
+        }
+    }
+
+    /// Returns the address of a `T` at `offset`, if it is aligned and in the page.
+    #[inline]
+    fn at<T>(&self, offset: usize) -> Option<NonNull<T>> {
+        let size = size_of::<T>();
+
+        if offset % size == 0 && offset <= Self::SIZE - size {
+            NonNull::new(self.base.wrapping_add(offset).cast()).filter(|_| !self.base.is_null())
+        } else {
+            None
+        }
+    }
+
+    #[inline]
+    fn read<T: Copy + Default>(&self, offset: usize) -> T {
+        // SAFETY: By the type invariants and by `at()`, the address is valid; the access is
+        // volatile as others may write to the page.
+        self.at(offset).map_or(T::default(), |at| unsafe { at.read_volatile() })
+    }
+
+    #[inline]
+    fn write<T>(&mut self, offset: usize, value: T) {
+        if let Some(at) = self.at(offset) {
+            // SAFETY: As in `read()`.
+            unsafe { at.write_volatile(value) }
+        }
+    }
+}
+
+impl VmcbPage for SharedPage<'_> {
+    #[inline]
+    fn read_u8(&self, offset: usize) -> u8 {
+        self.read(offset)
+    }
+
+    #[inline]
+    fn read_u16(&self, offset: usize) -> u16 {
+        self.read(offset)
+    }
+
+    #[inline]
+    fn read_u32(&self, offset: usize) -> u32 {
+        self.read(offset)
+    }
+
+    #[inline]
+    fn read_u64(&self, offset: usize) -> u64 {
+        self.read(offset)
+    }
+
+    #[inline]
+    fn write_u8(&mut self, offset: usize, value: u8) {
+        self.write(offset, value);
+    }
+
+    #[inline]
+    fn write_u16(&mut self, offset: usize, value: u16) {
+        self.write(offset, value);
+    }
+
+    #[inline]
+    fn write_u32(&mut self, offset: usize, value: u32) {
+        self.write(offset, value);
+    }
+
+    #[inline]
+    fn write_u64(&mut self, offset: usize, value: u64) {
+        self.write(offset, value);
+    }
+}
