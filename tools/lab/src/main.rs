@@ -13,6 +13,7 @@ mod kernel;
 mod machine;
 mod modules;
 mod options;
+mod process;
 mod scenario;
 mod selftests;
 mod step;
@@ -79,7 +80,10 @@ enum Action {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let result = run(&Cli::parse());
+    // What a signal interrupted is no failure to report.
+    process::wait_if_ending();
+    match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -97,6 +101,7 @@ fn verdict(outcomes: &[CheckOutcome]) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    process::listen()?;
     let cache = Cache::open()?;
     host::packages()?;
     let options = &cli.options;

@@ -14,6 +14,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use crate::image::rootfs::Rootfs;
 use crate::image::{initramfs, iso};
 use crate::options::Vendor;
+use crate::process;
 
 use super::{CMDLINE, Machine, Programs, Run};
 
@@ -135,7 +136,7 @@ pub fn start(
         .process_group(0)
         .fd_mappings(vec![mapping])
         .context("descriptor of the console")?;
-    let child = bochs.spawn().context("starting Bochs")?;
+    let child = process::spawn(&mut bochs).context("starting Bochs")?;
     Ok(Machine {
         child,
         console: File::from(OwnedFd::from(reader)),

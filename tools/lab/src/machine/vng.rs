@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::command;
+use crate::{command, process};
 
 use super::accel::Engine;
 use super::{CMDLINE, Machine, Programs, Run};
@@ -99,7 +99,7 @@ pub fn start(run: &Run, programs: &Programs, work: &Path, stage: &Path) -> Resul
         .stdout(File::create(&output)?)
         .stderr(writer)
         .process_group(0);
-    let child = vng.spawn().context("starting vng")?;
+    let child = process::spawn(&mut vng).context("starting vng")?;
     Ok(Machine {
         child,
         console: File::from(OwnedFd::from(reader)),

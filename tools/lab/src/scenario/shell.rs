@@ -14,6 +14,7 @@ use crate::kernel::Variant;
 use crate::machine::accel::Engine;
 use crate::machine::{self, CMDLINE, Limits, Run, Target, bochs, vng};
 use crate::options::{Options, Vendor};
+use crate::process::{self, Scratch, Undo};
 use crate::selftests::{self, Selftests};
 use crate::step;
 
@@ -69,26 +70,27 @@ pub fn interactive(
         },
     };
     std::fs::create_dir_all(&bench.logs)?;
-    let work = tempfile::Builder::new()
-        .prefix(".run-")
-        .tempdir_in(&bench.logs)?;
+    let work = Scratch::new_in(&bench.logs)?;
     let (root, stage) = step::run("image", |_| {
         machine::stage(&run, &bench.programs, work.path())
     })?;
     let status = match run.target.engine {
         Engine::Tcg | Engine::Kvm => {
             let script = vng::entry(work.path(), &stage)?;
-            vng::interactive(&run, &bench.programs, work.path(), &script)?
-                .status()
+            let mut command = vng::interactive(&run, &bench.programs, work.path(), &script)?;
+            process::spawn(&mut command)
                 .context("starting vng")?
+                .wait()?
         }
         Engine::Bochs => {
             bochs::image(&run, work.path(), &root, &stage)?;
             let terminal = terminal()?;
             let mut command = bochs::interactive(&run, &bench.programs, work.path(), &terminal)?;
             step::note("the shell comes in about 20 s; `exit` ends the machine");
-            let raw = Raw::enter()?;
-            let status = command.status().context("starting Bochs")?;
+            let raw = raw_terminal()?;
+            let status = process::spawn(&mut command)
+                .context("starting Bochs")?
+                .wait()?;
             drop(raw);
             status
         }
@@ -108,22 +110,15 @@ fn terminal() -> Result<String> {
     Ok(path)
 }
 
-/// The terminal without echo and line editing, which the guest does; restored when dropped.
-struct Raw(String);
-
-impl Raw {
-    fn enter() -> Result<Self> {
-        let saved = stty(&["-g"])?;
-        stty(&["raw", "-echo"])?;
-        Ok(Self(saved))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
+/// Leaves echo and line editing to the guest until the result is dropped.
+fn raw_terminal() -> Result<Undo> {
+    let saved = stty(&["-g"])?;
+    let undo = Undo::new(move || {
         // Nothing can be done about a terminal that has gone.
-        let _ = stty(&[self.0.as_str()]);
-    }
+        let _ = stty(&[saved.as_str()]);
+    });
+    stty(&["raw", "-echo"])?;
+    Ok(undo)
 }
 
 fn stty(arguments: &[&str]) -> Result<String> {
