@@ -9,7 +9,8 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 lab = cargo run --quiet --locked --manifest-path tools/lab/Cargo.toml \
 	--target-dir build/cargo --
 
-rust_sources = $(shell find nested rust tools selftests -name '*.rs' 2>/dev/null)
+crates = nested selftests tools/lab tools/workload
+kernel_sources = $(shell find rust -name '*.rs')
 
 help:
 	@echo 'Nested virtualization for KVM, as Rust modules.'
@@ -55,7 +56,8 @@ clippy:
 	@$(lab) clippy
 
 fmt:
-	rustfmt --config-path .rustfmt.toml $(rust_sources)
+	for crate in $(crates); do cargo fmt --manifest-path $$crate/Cargo.toml || exit; done
+	rustfmt --edition 2021 $(kernel_sources)
 
 doc:
 	@$(lab) doc
