@@ -21,6 +21,9 @@ const MACHINE: &str = "microvm";
 /// Its firmware, for a Linux kernel that is given on the command line.
 const FIRMWARE: [&str; 2] = ["seabios/bios-microvm.bin", "qemu/linuxboot_dma.bin"];
 
+/// The program that the last level runs.
+const WORK: &str = "/bin/workload";
+
 /// Memory of the last level in MiB: kernel, busybox and the 40 MB that the workload touches.
 const LAST_MEMORY: u32 = 160;
 
@@ -77,6 +80,15 @@ pub enum Place {
     Guest,
 }
 
+/// What the last level does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// The workload program at this path of the host.
+    Workload(PathBuf),
+    /// A script.
+    Script(&'static str),
+}
+
 /// A chain of levels below level 0.
 #[derive(Clone, Debug)]
 pub struct Nest {
@@ -84,8 +96,8 @@ pub struct Nest {
     pub last: u8,
     /// The kernel of all levels.
     pub kernel: PathBuf,
-    /// The workload program.
-    pub workload: PathBuf,
+    /// What the last level does.
+    pub work: Work,
     /// Modules of the levels between level 0 and the last one.
     pub modules: Vec<Module>,
     /// Kernel command line of the levels.
@@ -157,8 +169,11 @@ pub fn add_nest(root: &mut Rootfs, tools: &Toolroot, nest: &Nest) -> Result<()> 
         bail!("level 0 is no guest");
     }
     let mut last = base(tools)?;
-    last.file("/bin/workload", &nest.workload)
-        .text("/lab/env", &environment(nest));
+    match &nest.work {
+        Work::Workload(program) => last.file(WORK, program),
+        Work::Script(text) => last.script(WORK, &format!("#!/bin/sh\n{text}")),
+    };
+    last.text("/lab/env", &environment(nest));
     let mut next = last.clone();
     next.extend(&qemu(tools)?)
         .file("/lab/bzImage", &nest.kernel);
@@ -217,7 +232,7 @@ mod tests {
         Nest {
             last,
             kernel: "/k/bzImage".into(),
-            workload: "/w/workload".into(),
+            work: Work::Workload("/w/workload".into()),
             modules: vec![Module::new(Path::new("/m/kvm.ko"))],
             cmdline: "console=ttyS0".into(),
             seed: 7,

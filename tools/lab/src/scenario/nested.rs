@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::cache::Cache;
-use crate::image::level::{self, Nest};
+use crate::image::level::{self, Nest, Work};
 use crate::image::rootfs::Rootfs;
 use crate::kernel::Variant;
 use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
@@ -47,7 +47,7 @@ pub fn describe(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Re
     let nest = Nest {
         last,
         kernel: bench.kernel.bzimage.clone(),
-        workload: workload.to_owned(),
+        work: Work::Workload(workload.to_owned()),
         modules,
         cmdline: CMDLINE.to_owned(),
         seed: SEED,

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
-use crate::image::level::{self, Nest};
+use crate::image::level::{self, Nest, Work};
 use crate::image::rootfs::Rootfs;
 use crate::kernel::Variant;
 use crate::machine::accel::Engine;
@@ -42,7 +42,7 @@ pub fn interactive(
     let nest = Nest {
         last,
         kernel: bench.kernel.bzimage.clone(),
-        workload,
+        work: Work::Workload(workload),
         modules: bench.kvm(target.vendor)?,
         cmdline: CMDLINE.to_owned(),
         seed: nested::SEED,
