@@ -26,10 +26,13 @@ help:
 	@echo '  make doc         Documentation/ and rustdoc as HTML, below build/'
 	@echo '  make clean       remove build/ (the cache of kernels and downloads stays)'
 	@echo
-	@echo 'Options: VENDOR=amd (default, emulated by QEMU) or intel (emulated by Bochs);'
-	@echo '  ACCEL=kvm with hardware that lends its extension to guests; LEVELS=2 for no L2;'
-	@echo '  PROVIDER=c for the code that is built into KVM; KSRC=dir for a Linux 7.3.y tree of'
-	@echo '  your own; CONFIG_KVM_NESTED_BUILTIN=n for a KVM without nested code of its own.'
+	@echo 'Options, each with its default first:'
+	@echo '  VENDOR=amd|intel   SVM, emulated by QEMU, or VMX, emulated by Bochs'
+	@echo '  LEVELS=2|1|3       the last level: an L2, no L2, or an L3 in that L2'
+	@echo '  PROVIDER=ours|c    our module, or the code that is built into KVM'
+	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
+	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
+	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
 
 run:
 	@$(lab) run

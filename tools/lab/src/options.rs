@@ -54,8 +54,8 @@ pub struct Options {
     #[arg(long, env = "KSRC", value_name = "DIR", global = true)]
     pub ksrc: Option<PathBuf>,
 
-    /// How many levels to boot, level 0 included
-    #[arg(long, env = "LEVELS", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=3), global = true)]
+    /// The last level to boot: 2 for an L2, 1 for a guest that has none
+    #[arg(long, env = "LEVELS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=3), global = true)]
     pub levels: u8,
 
     /// Whether the kernel keeps KVM's own nested code as the default provider

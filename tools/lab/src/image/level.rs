@@ -78,6 +78,8 @@ pub enum Place {
     Host,
     /// The guest hypervisors.
     Guest,
+    /// Those guest hypervisors whose guest is a hypervisor, too; they have those of `Guest` first.
+    Nested,
 }
 
 /// What the last level does.
@@ -100,6 +102,8 @@ pub struct Nest {
     pub work: Work,
     /// Modules of the levels between level 0 and the last one.
     pub modules: Vec<Module>,
+    /// Further modules of those among them whose guest is a hypervisor, too.
+    pub nested: Vec<Module>,
     /// Kernel command line of the levels.
     pub cmdline: String,
     /// Seed of the workload.
@@ -158,6 +162,7 @@ pub fn add_modules(root: &mut Rootfs, place: Place, modules: &[Module]) -> Resul
     let path = match place {
         Place::Host => "/lab/modules.host",
         Place::Guest => "/lab/modules.guest",
+        Place::Nested => "/lab/modules.nested",
     };
     root.text(path, &list);
     Ok(())
@@ -178,6 +183,7 @@ pub fn add_nest(root: &mut Rootfs, tools: &Toolroot, nest: &Nest) -> Result<()> 
     next.extend(&qemu(tools)?)
         .file("/lab/bzImage", &nest.kernel);
     add_modules(&mut next, Place::Guest, &nest.modules)?;
+    add_modules(&mut next, Place::Nested, &nest.nested)?;
     let lists = [("/lab/last.list", &last), ("/lab/next.list", &next)];
     let mut names = Rootfs::default();
     for (path, _) in &lists {
@@ -234,6 +240,7 @@ mod tests {
             kernel: "/k/bzImage".into(),
             work: Work::Workload("/w/workload".into()),
             modules: vec![Module::new(Path::new("/m/kvm.ko"))],
+            nested: Vec::new(),
             cmdline: "console=ttyS0".into(),
             seed: 7,
             smp: 1,

@@ -111,6 +111,17 @@ pub enum Status {
     },
 }
 
+/// A file with exit counters that a level printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// The level.
+    pub level: u8,
+    /// Path of the file there.
+    pub file: String,
+    /// Its content.
+    pub text: String,
+}
+
 /// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -122,8 +133,8 @@ pub struct Outcome {
     pub tap: Vec<TapReport>,
     /// What guests reported by name.
     pub facts: BTreeMap<String, String>,
-    /// Exit counters that level 0 printed: file and content.
-    pub counters: Vec<(String, String)>,
+    /// Exit counters that levels printed.
+    pub counters: Vec<Counters>,
     /// Durations of the parts of the run, in order.
     pub steps: Vec<(String, Duration)>,
     /// Lines of user space with the level that printed them.

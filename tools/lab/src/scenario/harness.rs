@@ -100,6 +100,7 @@ pub fn run(plant: &Plant, bench: &Bench, target: &Target) -> Result<Outcome> {
             kernel: bench.kernel.bzimage.clone(),
             work: Work::Script(script),
             modules: Vec::new(),
+            nested: Vec::new(),
             cmdline: format!("{CMDLINE} reboot=t"),
             seed: 0,
             smp: 1,

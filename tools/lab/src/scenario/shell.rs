@@ -26,8 +26,7 @@ pub fn shell(cache: &Cache, options: &Options, provider: Provider) -> Result<Exi
     let bench = Bench::prepare(cache, options, Variant::asked_for(options), provider)?;
     let workload = workload::build(cache)?;
     let selftests = selftests::ensure(cache, &bench.kernel)?;
-    let last = options.levels.saturating_sub(1).max(1);
-    interactive(&bench, &target, last, workload, &selftests)
+    interactive(&bench, &target, options.levels, workload, &selftests)
 }
 
 /// Boots the machine and waits until it ends.
@@ -44,6 +43,7 @@ pub fn interactive(
         kernel: bench.kernel.bzimage.clone(),
         work: Work::Workload(workload),
         modules: bench.kvm(target.vendor)?,
+        nested: bench.our_module(target.vendor).into_iter().collect(),
         cmdline: CMDLINE.to_owned(),
         seed: nested::SEED,
         smp: target.smp,
