@@ -29,6 +29,8 @@ help:
 	@echo 'Options, each with its default first:'
 	@echo '  VENDOR=amd|intel   SVM, emulated by QEMU, or VMX, emulated by Bochs'
 	@echo '  LEVELS=2|1|3       the last level: an L2, no L2, or an L3 in that L2'
+	@echo '  SMP=1|2|...        virtual CPUs of each level'
+	@echo '  NPT=1|0, EPT=1|0   0: shadow paging in KVM of the guests (amd: NPT, intel: EPT)'
 	@echo '  PROVIDER=ours|c    our module, or the code that is built into KVM'
 	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'

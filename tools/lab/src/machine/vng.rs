@@ -51,7 +51,9 @@ pub fn command(
         .arg(format!("--cpus={}", target.smp))
         .arg(format!("--memory={}M", target.memory));
     if target.engine != Engine::Kvm {
-        vng.arg("--disable-kvm");
+        // A thread for each CPU of the machine.
+        vng.arg("--disable-kvm")
+            .arg("--qemu-opts=-accel tcg,thread=multi");
     }
     for word in CMDLINE
         .split_whitespace()

@@ -14,7 +14,7 @@ pub mod workload;
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::cache::Cache;
@@ -23,7 +23,7 @@ use crate::kernel::{self, Kernel, Variant};
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Programs, Target};
 use crate::modules::{self, OurModules};
-use crate::options::{Options, Vendor, checkout};
+use crate::options::{Options, Paging, Vendor, checkout};
 use crate::{archive, host};
 
 pub use nested::run;
@@ -45,6 +45,32 @@ impl fmt::Display for Provider {
             Self::C => "C (built into KVM)",
             Self::Ours => "our module",
         })
+    }
+}
+
+/// The levels that a scenario boots below level 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// The last one.
+    pub last: u8,
+    /// How KVM in those before the last one gives memory to its guest.
+    pub paging: Paging,
+}
+
+impl Levels {
+    /// Returns those that the options ask for, if the provider can serve them.
+    pub fn asked_for(options: &Options, provider: Provider) -> Result<Self> {
+        let levels = Self {
+            last: options.levels,
+            paging: options.paging()?,
+        };
+        // Our module attaches to a KVM with nested paging only, and L1 would need it for L3.
+        let served = (provider, levels.paging) != (Provider::Ours, Paging::Shadow);
+        ensure!(
+            served || levels.last <= 2,
+            "LEVELS=3 with NPT=0 or EPT=0 is for PROVIDER=c: our module in L1 needs nested paging"
+        );
+        Ok(levels)
     }
 }
 
@@ -115,6 +141,18 @@ impl Bench {
             .collect()
     }
 
+    /// Returns KVM's modules for a guest that is a hypervisor.
+    pub fn guest_kvm(&self, vendor: Vendor, paging: Paging) -> Result<Vec<Module>> {
+        let mut modules = self.kvm(vendor)?;
+        if let (Paging::Shadow, Some(module)) = (paging, modules.last_mut()) {
+            *module = module.clone().with(match vendor {
+                Vendor::Amd => "npt=0",
+                Vendor::Intel => "ept=0",
+            });
+        }
+        Ok(modules)
+    }
+
     /// Returns our module for a vendor, if it is wanted.
     pub fn our_module(&self, vendor: Vendor) -> Option<Module> {
         self.ours.as_ref().map(|ours| {
@@ -131,7 +169,7 @@ pub fn target(options: &Options) -> Result<Target> {
     Ok(Target {
         vendor: options.vendor,
         engine: accel::choose(options.vendor, options.accel)?,
-        smp: 1,
+        smp: options.smp,
         memory: 2048,
     })
 }

@@ -15,7 +15,7 @@ use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
 use crate::options::Options;
 use crate::step;
 
-use super::{Bench, Provider, report, target, vendor_name, workload};
+use super::{Bench, Levels, Provider, report, target, vendor_name, workload};
 
 /// Seed of the workload; any number would do.
 pub const SEED: u64 = 20_240_601;
@@ -38,12 +38,13 @@ impl Chain {
 }
 
 /// Describes the run.
-pub fn describe(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Result<Run> {
+pub fn describe(bench: &Bench, target: &Target, levels: Levels, workload: &Path) -> Result<Run> {
+    let last = levels.last;
     let nest = Nest {
         last,
         kernel: bench.kernel.bzimage.clone(),
         work: Work::Workload(workload.to_owned()),
-        modules: bench.kvm(target.vendor)?,
+        modules: bench.guest_kvm(target.vendor, levels.paging)?,
         nested: bench.our_module(target.vendor).into_iter().collect(),
         cmdline: CMDLINE.to_owned(),
         seed: SEED,
@@ -80,9 +81,10 @@ fn limits(last: u8) -> Limits {
 }
 
 /// Boots the chain and compares what the last level computed with the host.
-pub fn chain(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Result<Chain> {
+pub fn chain(bench: &Bench, target: &Target, levels: Levels, workload: &Path) -> Result<Chain> {
+    let last = levels.last;
     let expected = workload::reference(workload, SEED)?;
-    let run = describe(bench, target, last, workload)?;
+    let run = describe(bench, target, levels, workload)?;
     let name = format!(
         "boot L0 to L{last} ({}, {})",
         vendor_name(target.vendor),
@@ -117,11 +119,11 @@ fn unseen(bench: &Bench, last: u8, outcome: &Outcome) -> Option<String> {
 /// Runs the chain that the options ask for and prints the report.
 pub fn run(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitCode> {
     let target = target(options)?;
-    let last = options.levels;
+    let levels = Levels::asked_for(options, provider)?;
     let variant = Variant::asked_for(options);
     let bench = Bench::prepare(cache, options, variant, provider)?;
     let workload = workload::build(cache)?;
-    let chain = chain(&bench, &target, last, &workload)?;
+    let chain = chain(&bench, &target, levels, &workload)?;
     if let Status::Failed { reason, excerpt } = &chain.outcome.status {
         println!(
             "{excerpt}\n\nFAILED: {reason}\nThe whole console: {}",
@@ -131,7 +133,7 @@ pub fn run(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitC
     }
     print!(
         "{}",
-        report::nested(&bench, &target, provider, last, &chain)?
+        report::nested(&bench, &target, provider, levels, &chain)?
     );
     Ok(if chain.passed() {
         ExitCode::SUCCESS

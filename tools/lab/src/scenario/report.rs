@@ -10,10 +10,11 @@ use anyhow::Result;
 use crate::command;
 use crate::machine::accel::Engine;
 use crate::machine::{Counters, Target};
+use crate::options::Paging;
 use crate::step::{clock, timings};
 
 use super::nested::Chain;
-use super::{Bench, Provider, vendor_name};
+use super::{Bench, Levels, Provider, vendor_name};
 
 /// How many exit reasons the report shows.
 const TOP: usize = 12;
@@ -104,10 +105,11 @@ pub fn nested(
     bench: &Bench,
     target: &Target,
     provider: Provider,
-    last: u8,
+    levels: Levels,
     chain: &Chain,
 ) -> Result<String> {
     let mut text = String::from("\n");
+    let last = levels.last;
     let outcome = &chain.outcome;
     let mut row = |name: &str, value: &str| {
         // Writing to a String cannot fail.
@@ -127,6 +129,10 @@ pub fn nested(
     row("L0 runs on", &target.engine.to_string());
     if target.engine == Engine::Bochs {
         row("Bochs", &version(bench, "bochs-bin", "--help")?);
+    }
+    row("vCPUs", &format!("{} at each level", target.smp));
+    if levels.paging == Paging::Shadow {
+        row("guests' KVM", "with shadow paging");
     }
     row("QEMU", &version(bench, "qemu-system-x86_64", "--version")?);
 

@@ -18,31 +18,32 @@ use crate::process::{self, Scratch, Undo};
 use crate::selftests::{self, Selftests};
 use crate::step;
 
-use super::{Bench, Provider, nested, target, workload};
+use super::{Bench, Levels, Provider, nested, target, workload};
 
 /// Boots level 0 with a shell on this terminal.
 pub fn shell(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitCode> {
     let target = target(options)?;
+    let levels = Levels::asked_for(options, provider)?;
     let bench = Bench::prepare(cache, options, Variant::asked_for(options), provider)?;
     let workload = workload::build(cache)?;
     let selftests = selftests::ensure(cache, &bench.kernel)?;
-    interactive(&bench, &target, options.levels, workload, &selftests)
+    interactive(&bench, &target, levels, workload, &selftests)
 }
 
 /// Boots the machine and waits until it ends.
 pub fn interactive(
     bench: &Bench,
     target: &Target,
-    last: u8,
+    levels: Levels,
     workload: PathBuf,
     selftests: &Selftests,
 ) -> Result<ExitCode> {
     let tests = super::selftests::list(&selftests.dir)?;
     let nest = Nest {
-        last,
+        last: levels.last,
         kernel: bench.kernel.bzimage.clone(),
         work: Work::Workload(workload),
-        modules: bench.kvm(target.vendor)?,
+        modules: bench.guest_kvm(target.vendor, levels.paging)?,
         nested: bench.our_module(target.vendor).into_iter().collect(),
         cmdline: CMDLINE.to_owned(),
         seed: nested::SEED,

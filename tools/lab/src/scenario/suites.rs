@@ -13,13 +13,13 @@ use crate::checks;
 use crate::kernel::Variant;
 use crate::machine::accel;
 use crate::machine::{Status, Target};
-use crate::options::{Options, Vendor};
+use crate::options::{Options, Paging, Vendor};
 use crate::selftests::{self as upstream, Selftests};
 use crate::step::clock;
 use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
-use super::{Bench, Provider, lifecycle, nested, selftests, vendor_name, workload};
+use super::{Bench, Levels, Provider, lifecycle, nested, selftests, vendor_name, workload};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -129,7 +129,7 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
                 let target = Target {
                     vendor,
                     engine: accel::choose(vendor, options.accel)?,
-                    smp: 1,
+                    smp: options.smp,
                     memory: 2048,
                 };
                 let label =
@@ -203,7 +203,11 @@ fn levels(
     target: &Target,
     workload: &std::path::Path,
 ) {
-    let chain = match nested::chain(bench, target, 2, workload) {
+    let levels = Levels {
+        last: 2,
+        paging: Paging::Nested,
+    };
+    let chain = match nested::chain(bench, target, levels, workload) {
         Ok(chain) => chain,
         Err(error) => return suite.broke(&error.context(name.to_owned())),
     };
