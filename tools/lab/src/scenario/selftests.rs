@@ -204,7 +204,7 @@ fn boot(
     }
     let vendor = vendor_name(target.vendor);
     let run = Run {
-        name: format!("selftests-{vendor}-{label}"),
+        name: format!("selftests-{vendor}-{}-{label}", target.engine.name()),
         kernel: bench.kernel.bzimage.clone(),
         cmdline: Vec::new(),
         files,

@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow};
 use crate::cache::Cache;
 use crate::checks;
 use crate::kernel::Variant;
-use crate::machine::accel;
+use crate::machine::accel::{self, Engine};
 use crate::machine::{Status, Target};
 use crate::options::{Options, Paging, Vendor};
 use crate::selftests::{self as upstream, Selftests};
@@ -20,6 +20,10 @@ use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
 use super::{Bench, Levels, Provider, lifecycle, nested, selftests, vendor_name, workload};
+
+/// Vendors whose module attaches to a KVM without nested code of its own, which the upstream
+/// selftests then run on, too.
+const ATTACHES_WITHOUT_BUILTIN: &[Vendor] = &[];
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -132,8 +136,7 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
                     smp: options.smp,
                     memory: 2048,
                 };
-                let label =
-                    |what: &str| format!("{what} ({}, {})", vendor_name(vendor), target.engine);
+                let label = |what: &str| label(what, &target);
                 let mut suites = vec![
                     suite(label("harness"), |suite| plants(suite, c, &target)),
                     suite(label("L0, L1, L2"), |suite| {
@@ -149,8 +152,14 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
                         life_cycle(suite, bench, &target, module_tests)
                     }));
                 }
-                let runs = [("patched", c), ("ours", patched)];
-                suites.extend(compared(stock, &runs, &target, upstream, &label));
+                let mut runs = vec![("patched", c), ("ours", patched)];
+                if ATTACHES_WITHOUT_BUILTIN.contains(&vendor) {
+                    runs.push(("ours-alone", bare));
+                }
+                for engine in selftest_engines(vendor, target.engine) {
+                    let target = Target { engine, ..target };
+                    suites.extend(compared(stock, &runs, &target, upstream));
+                }
                 Ok(suites)
             })
         });
@@ -165,6 +174,21 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
         suites.extend(track?);
     }
     Ok(suites)
+}
+
+/// Returns the name of a suite that runs on a machine.
+fn label(what: &str, target: &Target) -> String {
+    format!("{what} ({}, {})", vendor_name(target.vendor), target.engine)
+}
+
+/// Returns the engines on which the upstream selftests run, where the others run on `engine`.
+///
+/// The two emulators of SVM lack different things, and neither is always right.
+fn selftest_engines(vendor: Vendor, engine: Engine) -> Vec<Engine> {
+    match (vendor, engine) {
+        (Vendor::Amd, Engine::Tcg) => vec![Engine::Tcg, Engine::Bochs],
+        _ => vec![engine],
+    }
 }
 
 /// Plants faults, each of which must be found.
@@ -230,12 +254,12 @@ fn compared(
     runs: &[(&str, &Bench)],
     target: &Target,
     upstream: &Selftests,
-    label: &dyn Fn(&str) -> String,
 ) -> Vec<Suite> {
     let mut base = None;
     let mut suites = Vec::new();
     for (name, bench) in runs {
-        suites.push(suite(label(&format!("KVM selftests, {name}")), |suite| {
+        let name_of_suite = label(&format!("KVM selftests, {name}"), target);
+        suites.push(suite(name_of_suite, |suite| {
             let tests = selftests::list(&upstream.dir)?;
             let base = match &base {
                 Some(base) => base,
