@@ -76,6 +76,15 @@ pub struct Target {
     pub memory: u32,
 }
 
+/// Returns what makes results on a machine differ from those on another one.
+pub fn description(target: &Target) -> String {
+    let machine = match target.engine {
+        Engine::Tcg | Engine::Kvm => vng::description(target),
+        Engine::Bochs => bochs::description(target),
+    };
+    format!("{machine} {} MiB", target.memory)
+}
+
 /// A run of level 0, the same for all engines.
 #[derive(Clone, Debug)]
 pub struct Run {

@@ -8,6 +8,7 @@ pub mod nested;
 pub mod report;
 pub mod selftests;
 pub mod shell;
+pub mod stock;
 pub mod suites;
 pub mod workload;
 
@@ -24,7 +25,7 @@ use crate::machine::accel::{self, Engine};
 use crate::machine::{Programs, Target};
 use crate::modules::{self, OurModules};
 use crate::options::{Options, Paging, Vendor, checkout};
-use crate::{archive, host};
+use crate::{archive, command, host};
 
 pub use nested::run;
 pub use shell::shell;
@@ -180,6 +181,22 @@ pub fn vendor_name(vendor: Vendor) -> &'static str {
         Vendor::Amd => "amd",
         Vendor::Intel => "intel",
     }
+}
+
+/// Returns the first line that an emulator prints about its version.
+fn version(bench: &Bench, engine: Engine) -> Result<String> {
+    let (program, argument) = match engine {
+        Engine::Bochs => ("bochs-bin", "--help"),
+        Engine::Tcg | Engine::Kvm => ("qemu-system-x86_64", "--version"),
+    };
+    // Bochs ends with a status of its own after --help: the text is what counts.
+    let mut command = bench.programs.tools.command(program);
+    let (_, text) = command::verdict(command.arg(argument))?;
+    let line = text
+        .lines()
+        .map(str::trim)
+        .find(|line| line.chars().any(|c| c.is_ascii_digit()));
+    Ok(line.unwrap_or("version unknown").to_owned())
 }
 
 /// Returns the directory of the workload's source.

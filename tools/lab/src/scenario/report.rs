@@ -7,14 +7,13 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::command;
 use crate::machine::accel::Engine;
 use crate::machine::{Counters, Target};
 use crate::options::Paging;
 use crate::step::{clock, timings};
 
 use super::nested::Chain;
-use super::{Bench, Levels, Provider, vendor_name};
+use super::{Bench, Levels, Provider, vendor_name, version};
 
 /// How many exit reasons the report shows.
 const TOP: usize = 12;
@@ -88,18 +87,6 @@ fn exits_table(host: u8, exits: &[(String, Exits)], provider: Provider) -> Strin
     text
 }
 
-/// Returns the first line that a program prints about its version.
-fn version(bench: &Bench, program: &str, argument: &str) -> Result<String> {
-    // Bochs ends with a status of its own after --help: the text is what counts.
-    let mut command = bench.programs.tools.command(program);
-    let (_, text) = command::verdict(command.arg(argument))?;
-    let line = text
-        .lines()
-        .map(str::trim)
-        .find(|line| line.chars().any(|c| c.is_ascii_digit()));
-    Ok(line.unwrap_or("version unknown").to_owned())
-}
-
 /// Formats the report.
 pub fn nested(
     bench: &Bench,
@@ -128,13 +115,13 @@ pub fn nested(
     row("vendor", vendor_name(target.vendor));
     row("L0 runs on", &target.engine.to_string());
     if target.engine == Engine::Bochs {
-        row("Bochs", &version(bench, "bochs-bin", "--help")?);
+        row("Bochs", &version(bench, Engine::Bochs)?);
     }
     row("vCPUs", &format!("{} at each level", target.smp));
     if levels.paging == Paging::Shadow {
         row("guests' KVM", "with shadow paging");
     }
-    row("QEMU", &version(bench, "qemu-system-x86_64", "--version")?);
+    row("QEMU", &version(bench, Engine::Tcg)?);
 
     let _ = writeln!(text, "\nL{last} computed");
     for (level, line) in &outcome.lines {

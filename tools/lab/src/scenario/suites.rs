@@ -19,7 +19,7 @@ use crate::step::clock;
 use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
-use super::{Bench, Levels, Provider, lifecycle, nested, selftests, vendor_name, workload};
+use super::{Bench, Levels, Provider, lifecycle, nested, selftests, stock, vendor_name, workload};
 
 /// Vendors whose module attaches to a KVM without nested code of its own, which the upstream
 /// selftests then run on, too.
@@ -158,7 +158,7 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
                 }
                 for engine in selftest_engines(vendor, target.engine) {
                     let target = Target { engine, ..target };
-                    suites.extend(compared(stock, &runs, &target, upstream));
+                    suites.extend(compared(cache, stock, &runs, &target, upstream));
                 }
                 Ok(suites)
             })
@@ -250,6 +250,7 @@ fn levels(
 
 /// Runs the upstream selftests on the stock kernel and on others, and compares each with the first.
 fn compared(
+    cache: &Cache,
     stock: &Bench,
     runs: &[(&str, &Bench)],
     target: &Target,
@@ -263,13 +264,13 @@ fn compared(
             let tests = selftests::list(&upstream.dir)?;
             let base = match &base {
                 Some(base) => base,
-                None => base.insert(selftests::run(stock, target, upstream, &tests, "stock")?),
+                None => base.insert(stock::results(cache, stock, target, upstream, &tests)?),
             };
             let outcome = selftests::run(bench, target, upstream, &tests, name)?;
-            for reason in [base, &outcome].into_iter().filter_map(selftests::stopped) {
-                suite.count(Verdict::Failed, || reason);
+            for reason in base.stopped.iter().chain(&selftests::stopped(&outcome)) {
+                suite.count(Verdict::Failed, || reason.clone());
             }
-            let rows = selftests::compare(&tests, base, &outcome);
+            let rows = selftests::compare(&tests, &base.tap, &outcome.tap);
             print!("{}", selftests::table(&rows));
             for row in rows {
                 suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
