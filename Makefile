@@ -33,6 +33,7 @@ help:
 	@echo '  NPT=1|0, EPT=1|0   0: shadow paging in KVM of the guests (amd: NPT, intel: EPT)'
 	@echo '  PROVIDER=ours|c    our module, or the code that is built into KVM'
 	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
+	@echo '  ONLY=TEXT          of make test: the suites whose names contain it'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
 	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
 

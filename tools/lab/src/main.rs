@@ -28,7 +28,7 @@ use crate::cache::Cache;
 use crate::checks::CheckOutcome;
 use crate::kernel::Variant;
 use crate::options::Options;
-use crate::scenario::Provider;
+use crate::scenario::{Provider, Selection};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -70,7 +70,11 @@ enum Action {
         provider: Provider,
     },
     /// Run all tests and print the table of their results
-    Test,
+    Test {
+        /// Run only the suites whose names contain this text, for example `harness` or `intel`
+        #[arg(long, env = "ONLY", value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Run the static checks
     Checks,
     /// Run Clippy over the kernel side and the host side
@@ -145,7 +149,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Action::Run { provider } => return scenario::run(&cache, options, *provider),
         Action::Shell { provider } => return scenario::shell(&cache, options, *provider),
-        Action::Test => return scenario::test(&cache, options),
+        Action::Test { only } => {
+            let selection = Selection::new(only.as_deref());
+            return scenario::test(&cache, options, &selection);
+        }
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));
         }

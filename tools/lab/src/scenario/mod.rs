@@ -29,7 +29,7 @@ use crate::{archive, command, host};
 
 pub use nested::run;
 pub use shell::shell;
-pub use suites::test;
+pub use suites::{Selection, test};
 
 /// Whose code gives KVM at level 0 its nested virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

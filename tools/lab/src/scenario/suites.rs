@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 
 use crate::cache::Cache;
 use crate::checks;
@@ -73,20 +73,55 @@ impl Suite {
     }
 }
 
-/// Runs a suite and measures it; an error is a failed test.
-fn suite(name: String, work: impl FnOnce(&mut Suite) -> Result<()>) -> Suite {
-    let start = Instant::now();
-    let mut suite = Suite::new(name);
-    if let Err(error) = work(&mut suite) {
-        suite.broke(&error);
+/// The name of the static checks, of which each is a line of the table.
+const CHECKS: &str = "static checks";
+
+/// Which suites are wanted: those whose names contain a text, or all.
+#[derive(Clone, Debug, Default)]
+pub struct Selection(Option<String>);
+
+impl Selection {
+    /// Selects suites by a part of their names; make passes an unset variable as an empty string.
+    pub fn new(part: Option<&str>) -> Self {
+        Self(part.filter(|part| !part.is_empty()).map(str::to_lowercase))
     }
-    suite.time = Some(start.elapsed());
-    suite
+
+    fn has(&self, name: &str) -> bool {
+        let part = self.0.as_deref().unwrap_or_default();
+        name.to_lowercase().contains(part)
+    }
 }
 
-/// Runs everything and prints the table.
-pub fn test(cache: &Cache, options: &Options) -> Result<ExitCode> {
-    let mut suites: Vec<Suite> = checks::run(cache, options)?
+/// Suites that run one after the other.
+struct Track<'a> {
+    selection: &'a Selection,
+    suites: Vec<Suite>,
+}
+
+impl Track<'_> {
+    /// Runs a suite, if it is wanted, and measures it; an error is a failed test.
+    fn run(&mut self, name: String, work: impl FnOnce(&mut Suite) -> Result<()>) {
+        if !self.selection.has(&name) {
+            return;
+        }
+        let start = Instant::now();
+        let mut suite = Suite::new(name);
+        if let Err(error) = work(&mut suite) {
+            suite.broke(&error);
+        }
+        suite.time = Some(start.elapsed());
+        self.suites.push(suite);
+    }
+}
+
+/// Runs what is selected and prints the table.
+pub fn test(cache: &Cache, options: &Options, selection: &Selection) -> Result<ExitCode> {
+    let checks = if selection.has(CHECKS) {
+        checks::run(cache, options)?
+    } else {
+        Vec::new()
+    };
+    let mut suites: Vec<Suite> = checks
         .into_iter()
         .map(|check| Suite {
             name: check.suite,
@@ -97,7 +132,8 @@ pub fn test(cache: &Cache, options: &Options) -> Result<ExitCode> {
             details: check.detail.into_iter().collect(),
         })
         .collect();
-    suites.extend(machines(cache, options)?);
+    suites.extend(machines(cache, options, selection)?);
+    ensure!(!suites.is_empty(), "no suite has a name like that");
     print!("{}", table(&suites));
     let failed: u32 = suites.iter().map(|suite| suite.failed).sum();
     Ok(if failed == 0 {
@@ -108,7 +144,7 @@ pub fn test(cache: &Cache, options: &Options) -> Result<ExitCode> {
 }
 
 /// Runs the suites that boot machines, on both vendors.
-fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
+fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<Vec<Suite>> {
     let stock = Bench::prepare(cache, options, Variant::Stock, Provider::C)?;
     let patched = Bench::prepare(cache, options, Variant::Builtin, Provider::Ours)?;
     let c = Bench {
@@ -137,20 +173,22 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
                     memory: 2048,
                 };
                 let label = |what: &str| label(what, &target);
-                let mut suites = vec![
-                    suite(label("harness"), |suite| plants(suite, c, &target)),
-                    suite(label("L0, L1, L2"), |suite| {
-                        for (name, bench) in [("C", c), ("ours", patched)] {
-                            levels(suite, name, bench, &target, workload);
-                        }
-                        Ok(())
-                    }),
-                ];
+                let mut track = Track {
+                    selection,
+                    suites: Vec::new(),
+                };
+                track.run(label("harness"), |suite| plants(suite, c, &target));
+                track.run(label("L0, L1, L2"), |suite| {
+                    for (name, bench) in [("C", c), ("ours", patched)] {
+                        levels(suite, name, bench, &target, workload);
+                    }
+                    Ok(())
+                });
                 for bench in [refusing, patched, bare] {
                     let name = label(&format!("life cycle, {} kernel", bench.kernel.variant));
-                    suites.push(suite(name, |suite| {
+                    track.run(name, |suite| {
                         life_cycle(suite, bench, &target, module_tests)
-                    }));
+                    });
                 }
                 let mut runs = vec![("patched", c), ("ours", patched)];
                 if ATTACHES_WITHOUT_BUILTIN.contains(&vendor) {
@@ -158,9 +196,9 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
                 }
                 for engine in selftest_engines(vendor, target.engine) {
                     let target = Target { engine, ..target };
-                    suites.extend(compared(cache, stock, &runs, &target, upstream));
+                    compared(&mut track, cache, stock, &runs, &target, upstream);
                 }
-                Ok(suites)
+                Ok(track.suites)
             })
         });
         tracks.map(|track| {
@@ -250,17 +288,17 @@ fn levels(
 
 /// Runs the upstream selftests on the stock kernel and on others, and compares each with the first.
 fn compared(
+    track: &mut Track<'_>,
     cache: &Cache,
     stock: &Bench,
     runs: &[(&str, &Bench)],
     target: &Target,
     upstream: &Selftests,
-) -> Vec<Suite> {
+) {
     let mut base = None;
-    let mut suites = Vec::new();
     for (name, bench) in runs {
-        let name_of_suite = label(&format!("KVM selftests, {name}"), target);
-        suites.push(suite(name_of_suite, |suite| {
+        let suite = label(&format!("KVM selftests, {name}"), target);
+        track.run(suite, |suite| {
             let tests = selftests::list(&upstream.dir)?;
             let base = match &base {
                 Some(base) => base,
@@ -276,9 +314,8 @@ fn compared(
                 suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
             }
             Ok(())
-        }));
+        });
     }
-    suites
 }
 
 /// Formats the table, the details of what did not pass, and the sum.
@@ -329,12 +366,30 @@ mod tests {
         let mut first = Suite::new("one".into());
         first.count(Verdict::Passed, String::new);
         first.count(Verdict::Skipped, || "no such CPU".into());
-        let second = suite("two".into(), |_| anyhow::bail!("broken"));
-        let text = table(&[first, second]);
+        let all = Selection::default();
+        let mut track = Track {
+            selection: &all,
+            suites: vec![first],
+        };
+        track.run("two".into(), |_| anyhow::bail!("broken"));
+        let text = table(&track.suites);
         assert!(
             text.ends_with("\n1 passed, 1 failed, 1 skipped\n"),
             "{text}"
         );
         assert!(text.contains("one: skip: no such CPU") && text.contains("two: FAIL: broken"));
+    }
+
+    #[test]
+    fn a_suite_that_is_not_selected_does_not_run() {
+        let selection = Selection::new(Some("kvm SELF"));
+        let mut track = Track {
+            selection: &selection,
+            suites: Vec::new(),
+        };
+        track.run("harness (amd)".into(), |_| panic!("it runs"));
+        track.run("KVM selftests (amd)".into(), |_| Ok(()));
+        assert_eq!(track.suites.len(), 1);
+        assert!(Selection::new(Some("")).has("anything") && Selection::new(None).has(CHECKS));
     }
 }
