@@ -9,7 +9,8 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 lab = cargo run --quiet --locked --manifest-path tools/lab/Cargo.toml \
 	--target-dir build/cargo --
 
-rust_sources = $(shell find nested rust tools selftests -name '*.rs' 2>/dev/null)
+crates = nested selftests tools/lab tools/workload
+kernel_sources = $(shell find rust -name '*.rs')
 
 help:
 	@echo 'Nested virtualization for KVM, as Rust modules.'
@@ -25,10 +26,16 @@ help:
 	@echo '  make doc         Documentation/ and rustdoc as HTML, below build/'
 	@echo '  make clean       remove build/ (the cache of kernels and downloads stays)'
 	@echo
-	@echo 'Options: VENDOR=amd (default, emulated by QEMU) or intel (emulated by Bochs);'
-	@echo '  ACCEL=kvm with hardware that lends its extension to guests; LEVELS=2 for no L2;'
-	@echo '  PROVIDER=c for the code that is built into KVM; KSRC=dir for a Linux 7.3.y tree of'
-	@echo '  your own; CONFIG_KVM_NESTED_BUILTIN=n for a KVM without nested code of its own.'
+	@echo 'Options, each with its default first:'
+	@echo '  VENDOR=amd|intel   SVM, emulated by QEMU, or VMX, emulated by Bochs'
+	@echo '  LEVELS=2|1|3       the last level: an L2, no L2, or an L3 in that L2'
+	@echo '  SMP=1|2|...        virtual CPUs of each level'
+	@echo '  NPT=1|0, EPT=1|0   0: shadow paging in KVM of the guests (amd: NPT, intel: EPT)'
+	@echo '  PROVIDER=ours|c    our module, or the code that is built into KVM'
+	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
+	@echo '  ONLY=TEXT          of make test: the suites whose names contain it'
+	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
+	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
 
 run:
 	@$(lab) run
@@ -55,7 +62,8 @@ clippy:
 	@$(lab) clippy
 
 fmt:
-	rustfmt --config-path .rustfmt.toml $(rust_sources)
+	for crate in $(crates); do cargo fmt --manifest-path $$crate/Cargo.toml || exit; done
+	rustfmt --edition 2021 $(kernel_sources)
 
 doc:
 	@$(lab) doc

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::process;
+
 /// How much of a log an error shows.
 const TAIL_LINES: usize = 40;
 
@@ -23,9 +25,7 @@ pub fn logged(command: &mut Command, log: &Path, mut on_line: impl FnMut(&str)) 
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("starting {text}"))?;
+    let mut child = process::spawn(command).with_context(|| format!("starting {text}"))?;
     // The command object owns the write ends; the pipe only ends when they are closed.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
@@ -43,6 +43,7 @@ pub fn logged(command: &mut Command, log: &Path, mut on_line: impl FnMut(&str)) 
         tail.push_back(line);
     }
     let status = child.wait()?;
+    process::wait_if_ending();
     if status.success() {
         return Ok(());
     }

@@ -13,6 +13,7 @@ mod kernel;
 mod machine;
 mod modules;
 mod options;
+mod process;
 mod scenario;
 mod selftests;
 mod step;
@@ -27,7 +28,7 @@ use crate::cache::Cache;
 use crate::checks::CheckOutcome;
 use crate::kernel::Variant;
 use crate::options::Options;
-use crate::scenario::Provider;
+use crate::scenario::{Provider, Selection};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -69,7 +70,11 @@ enum Action {
         provider: Provider,
     },
     /// Run all tests and print the table of their results
-    Test,
+    Test {
+        /// Run only the suites whose names contain this text, for example `harness` or `intel`
+        #[arg(long, env = "ONLY", value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Run the static checks
     Checks,
     /// Run Clippy over the kernel side and the host side
@@ -79,7 +84,10 @@ enum Action {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let result = run(&Cli::parse());
+    // What a signal interrupted is no failure to report.
+    process::wait_if_ending();
+    match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -97,6 +105,7 @@ fn verdict(outcomes: &[CheckOutcome]) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    process::listen()?;
     let cache = Cache::open()?;
     host::packages()?;
     let options = &cli.options;
@@ -140,7 +149,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Action::Run { provider } => return scenario::run(&cache, options, *provider),
         Action::Shell { provider } => return scenario::shell(&cache, options, *provider),
-        Action::Test => return scenario::test(&cache, options),
+        Action::Test { only } => {
+            let selection = Selection::new(only.as_deref());
+            return scenario::test(&cache, options, &selection);
+        }
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));
         }

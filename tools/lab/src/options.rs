@@ -39,6 +39,26 @@ pub enum YesNo {
     N,
 }
 
+/// A module parameter as it is typed on make's command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// The feature is used.
+    #[value(name = "1")]
+    On,
+    /// The feature is not used.
+    #[value(name = "0")]
+    Off,
+}
+
+/// How KVM in a guest gives memory to its own guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paging {
+    /// By NPT or EPT.
+    Nested,
+    /// By page tables that shadow those of its guest.
+    Shadow,
+}
+
 /// Options that every subcommand takes; make passes them as environment variables.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -54,9 +74,21 @@ pub struct Options {
     #[arg(long, env = "KSRC", value_name = "DIR", global = true)]
     pub ksrc: Option<PathBuf>,
 
-    /// How many levels to boot, level 0 included
-    #[arg(long, env = "LEVELS", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=3), global = true)]
+    /// The last level to boot: 2 for an L2, 1 for a guest that has none
+    #[arg(long, env = "LEVELS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=3), global = true)]
     pub levels: u8,
+
+    /// Virtual CPUs of every level
+    #[arg(long, env = "SMP", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8), global = true)]
+    pub smp: u32,
+
+    /// Parameter npt of kvm-amd in the guests: 0 makes them use shadow paging
+    #[arg(long, env = "NPT", value_enum, default_value = "1", global = true)]
+    pub npt: Switch,
+
+    /// Parameter ept of kvm-intel in the guests: 0 makes them use shadow paging
+    #[arg(long, env = "EPT", value_enum, default_value = "1", global = true)]
+    pub ept: Switch,
 
     /// Whether the kernel keeps KVM's own nested code as the default provider
     #[arg(
@@ -91,6 +123,16 @@ impl Options {
         self.ksrc.as_deref().filter(|dir| *dir != Path::new(""))
     }
 
+    /// Returns how KVM in the guests gives memory to its own guests.
+    pub fn paging(&self) -> Result<Paging> {
+        match (self.vendor, self.npt, self.ept) {
+            (Vendor::Intel, Switch::Off, _) => bail!("NPT=0 is for VENDOR=amd; intel has EPT=0"),
+            (Vendor::Amd, _, Switch::Off) => bail!("EPT=0 is for VENDOR=intel; amd has NPT=0"),
+            (Vendor::Amd, Switch::Off, _) | (Vendor::Intel, _, Switch::Off) => Ok(Paging::Shadow),
+            (_, Switch::On, Switch::On) => Ok(Paging::Nested),
+        }
+    }
+
     /// Returns the number of jobs that `make -j` gets.
     pub fn jobs(&self) -> usize {
         self.jobs.unwrap_or_else(default_jobs)
@@ -122,7 +164,36 @@ fn checkout_above(start: &Path) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(words: &[&str]) -> Options {
+        Line::parse_from([&["lab"], words].concat()).options
+    }
+
+    #[test]
+    fn shadow_paging_is_asked_for_by_the_vendors_own_parameter() {
+        let paging = |words: &[&str]| options(words).paging().ok();
+        assert_eq!(paging(&["--vendor=amd"]), Some(Paging::Nested));
+        assert_eq!(paging(&["--vendor=amd", "--npt=0"]), Some(Paging::Shadow));
+        assert_eq!(paging(&["--vendor=intel", "--ept=0"]), Some(Paging::Shadow));
+        assert_eq!(paging(&["--vendor=amd", "--ept=0"]), None);
+        assert_eq!(paging(&["--vendor=intel", "--npt=0"]), None);
+    }
+
+    #[test]
+    fn the_last_level_is_an_l2_unless_another_one_is_asked_for() {
+        assert_eq!(options(&[]).levels, 2);
+        assert_eq!(options(&["--levels=3"]).levels, 3);
+        assert!(Line::try_parse_from(["lab", "--levels=0"]).is_err());
+    }
 
     #[test]
     fn the_checkout_is_found_from_a_directory_below_it() {

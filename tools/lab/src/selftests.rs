@@ -27,6 +27,8 @@ const SOURCE: &str = "tools/testing/selftests/kvm";
 pub struct Selftests {
     /// Directory with the programs as the source has them: `x86/*_test`, `*_test`.
     pub dir: PathBuf,
+    /// Hash of everything that they are made of.
+    pub key: Key,
 }
 
 /// Returns the selftests of a kernel's source; builds them where the cache has none.
@@ -44,7 +46,7 @@ pub fn ensure(cache: &Cache, kernel: &Kernel) -> Result<Selftests> {
             build(cache, &kernel.srctree, dir, lock, step)
         })
     })?;
-    Ok(Selftests { dir })
+    Ok(Selftests { dir, key })
 }
 
 fn build(cache: &Cache, srctree: &Path, dir: &Path, lock: &Lock, step: &Step) -> Result<()> {

@@ -5,10 +5,11 @@
 //! The parser is the crate `tap_parser`. It reads TAP 14, of which what kselftest prints (version
 //! 13) is a subset once the lines that are no TAP are left out.
 
+use serde::{Deserialize, Serialize};
 use tap_parser::{DirectiveKind, TapParser, TapStatement};
 
 /// The result of one test program or of one of its test points.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// It passed.
     Passed,
@@ -39,7 +40,7 @@ impl Verdict {
 }
 
 /// One test program.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapReport {
     /// Name of the program.
     pub name: String,

@@ -21,6 +21,9 @@ const MACHINE: &str = "microvm";
 /// Its firmware, for a Linux kernel that is given on the command line.
 const FIRMWARE: [&str; 2] = ["seabios/bios-microvm.bin", "qemu/linuxboot_dma.bin"];
 
+/// The program that the last level runs.
+const WORK: &str = "/bin/workload";
+
 /// Memory of the last level in MiB: kernel, busybox and the 40 MB that the workload touches.
 const LAST_MEMORY: u32 = 160;
 
@@ -75,6 +78,17 @@ pub enum Place {
     Host,
     /// The guest hypervisors.
     Guest,
+    /// Those guest hypervisors whose guest is a hypervisor, too; they have those of `Guest` first.
+    Nested,
+}
+
+/// What the last level does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// The workload program at this path of the host.
+    Workload(PathBuf),
+    /// A script.
+    Script(&'static str),
 }
 
 /// A chain of levels below level 0.
@@ -84,10 +98,12 @@ pub struct Nest {
     pub last: u8,
     /// The kernel of all levels.
     pub kernel: PathBuf,
-    /// The workload program.
-    pub workload: PathBuf,
+    /// What the last level does.
+    pub work: Work,
     /// Modules of the levels between level 0 and the last one.
     pub modules: Vec<Module>,
+    /// Further modules of those among them whose guest is a hypervisor, too.
+    pub nested: Vec<Module>,
     /// Kernel command line of the levels.
     pub cmdline: String,
     /// Seed of the workload.
@@ -146,6 +162,7 @@ pub fn add_modules(root: &mut Rootfs, place: Place, modules: &[Module]) -> Resul
     let path = match place {
         Place::Host => "/lab/modules.host",
         Place::Guest => "/lab/modules.guest",
+        Place::Nested => "/lab/modules.nested",
     };
     root.text(path, &list);
     Ok(())
@@ -157,12 +174,16 @@ pub fn add_nest(root: &mut Rootfs, tools: &Toolroot, nest: &Nest) -> Result<()> 
         bail!("level 0 is no guest");
     }
     let mut last = base(tools)?;
-    last.file("/bin/workload", &nest.workload)
-        .text("/lab/env", &environment(nest));
+    match &nest.work {
+        Work::Workload(program) => last.file(WORK, program),
+        Work::Script(text) => last.script(WORK, &format!("#!/bin/sh\n{text}")),
+    };
+    last.text("/lab/env", &environment(nest));
     let mut next = last.clone();
     next.extend(&qemu(tools)?)
         .file("/lab/bzImage", &nest.kernel);
     add_modules(&mut next, Place::Guest, &nest.modules)?;
+    add_modules(&mut next, Place::Nested, &nest.nested)?;
     let lists = [("/lab/last.list", &last), ("/lab/next.list", &next)];
     let mut names = Rootfs::default();
     for (path, _) in &lists {
@@ -217,8 +238,9 @@ mod tests {
         Nest {
             last,
             kernel: "/k/bzImage".into(),
-            workload: "/w/workload".into(),
+            work: Work::Workload("/w/workload".into()),
             modules: vec![Module::new(Path::new("/m/kvm.ko"))],
+            nested: Vec::new(),
             cmdline: "console=ttyS0".into(),
             seed: 7,
             smp: 1,

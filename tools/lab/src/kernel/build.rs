@@ -219,6 +219,7 @@ impl<'a> Build<'a> {
             version: release.trim().to_owned(),
             builtin: variant != Variant::NoBuiltin,
             variant,
+            key: self.key(variant),
             lock: self.source.lock_name(),
         })
     }

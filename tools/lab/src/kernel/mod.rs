@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Key};
 use crate::host::Toolchain;
 use crate::options::{Options, YesNo};
 
@@ -69,6 +69,8 @@ pub struct Kernel {
     pub builtin: bool,
     /// Which kernel this is.
     pub variant: Variant,
+    /// Hash of everything that it is made of.
+    pub key: Key,
     /// Name of the lock of the source tree, which builds against it take.
     pub lock: String,
 }

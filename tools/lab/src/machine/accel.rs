@@ -31,6 +31,17 @@ impl fmt::Display for Engine {
     }
 }
 
+impl Engine {
+    /// Returns the word for names of files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcg => "tcg",
+            Self::Bochs => "bochs",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
 /// Returns the engine for a vendor and a wish.
 pub fn choose(vendor: Vendor, accel: Accel) -> Result<Engine> {
     match (accel, vendor) {

@@ -14,8 +14,9 @@ use command_fds::{CommandFdExt, FdMapping};
 use crate::image::rootfs::Rootfs;
 use crate::image::{initramfs, iso};
 use crate::options::Vendor;
+use crate::process;
 
-use super::{CMDLINE, Machine, Programs, Run};
+use super::{CMDLINE, Machine, Programs, Run, Target};
 
 /// What the kernel takes for the frequency of the TSC.
 ///
@@ -38,6 +39,20 @@ pub fn model(vendor: Vendor) -> &'static str {
     }
 }
 
+/// Returns Bochs's line about the CPU.
+fn processor(target: &Target) -> String {
+    let model = model(target.vendor);
+    let smp = target.smp;
+    format!(
+        "cpu: model={model}, count={smp}, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=1"
+    )
+}
+
+/// Returns what makes results on this machine differ from those on another one.
+pub fn description(target: &Target) -> String {
+    format!("{} {CLOCK}", processor(target))
+}
+
 /// Where Bochs's serial port goes.
 #[derive(Clone, Copy, Debug)]
 pub enum Serial<'a> {
@@ -58,7 +73,7 @@ pub fn configuration(run: &Run, programs: &Programs, work: &Path, serial: Serial
         "megs: {memory}\n\
          romimage: file={share}/bochs/BIOS-bochs-latest\n\
          vgaromimage: file={share}/vgabios/vgabios.bin\n\
-         cpu: model={model}, count={smp}, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=1\n\
+         {processor}\n\
          boot: cdrom\n\
          ata0-master: type=cdrom, path={work}/boot.iso, status=inserted\n\
          com1: enabled=1, {serial}\n\
@@ -71,8 +86,7 @@ pub fn configuration(run: &Run, programs: &Programs, work: &Path, serial: Serial
          info: action=ignore\n\
          debug: action=ignore\n",
         memory = run.target.memory,
-        model = model(run.target.vendor),
-        smp = run.target.smp,
+        processor = processor(&run.target),
         share = share.display(),
         work = work.display(),
     )
@@ -135,7 +149,7 @@ pub fn start(
         .process_group(0)
         .fd_mappings(vec![mapping])
         .context("descriptor of the console")?;
-    let child = bochs.spawn().context("starting Bochs")?;
+    let child = process::spawn(&mut bochs).context("starting Bochs")?;
     Ok(Machine {
         child,
         console: File::from(OwnedFd::from(reader)),

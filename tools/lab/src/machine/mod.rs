@@ -17,12 +17,13 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::archive::Toolroot;
 use crate::image::level::{self, Module, Place};
 use crate::image::rootfs::Rootfs;
 use crate::options::Vendor;
+use crate::process::{self, Scratch};
 use crate::step::Step;
 use crate::tap::TapReport;
 
@@ -75,6 +76,15 @@ pub struct Target {
     pub memory: u32,
 }
 
+/// Returns what makes results on a machine differ from those on another one.
+pub fn description(target: &Target) -> String {
+    let machine = match target.engine {
+        Engine::Tcg | Engine::Kvm => vng::description(target),
+        Engine::Bochs => bochs::description(target),
+    };
+    format!("{machine} {} MiB", target.memory)
+}
+
 /// A run of level 0, the same for all engines.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -110,6 +120,17 @@ pub enum Status {
     },
 }
 
+/// A file with exit counters that a level printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// The level.
+    pub level: u8,
+    /// Path of the file there.
+    pub file: String,
+    /// Its content.
+    pub text: String,
+}
+
 /// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -121,8 +142,8 @@ pub struct Outcome {
     pub tap: Vec<TapReport>,
     /// What guests reported by name.
     pub facts: BTreeMap<String, String>,
-    /// Exit counters that level 0 printed: file and content.
-    pub counters: Vec<(String, String)>,
+    /// Exit counters that levels printed.
+    pub counters: Vec<Counters>,
     /// Durations of the parts of the run, in order.
     pub steps: Vec<(String, Duration)>,
     /// Lines of user space with the level that printed them.
@@ -170,45 +191,14 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // virtme-ng starts QEMU through other programs, and not in its own process group.
-        let family = descendants(self.child.id());
+        let family = process::descendants(Pid::from_child(&self.child));
         let _ = self.child.kill();
         for process in family {
             // It may have ended by itself.
-            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+            let _ = kill_process(process, Signal::KILL);
         }
         let _ = self.child.wait();
     }
-}
-
-/// Returns the processes that a process has started, directly or not.
-fn descendants(parent: u32) -> Vec<Pid> {
-    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        // The name of the program, in parentheses, may itself contain some.
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let after = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        if let Some(parent) = after.split(' ').nth(1).and_then(|word| word.parse().ok()) {
-            children.entry(parent).or_default().push(pid);
-        }
-    }
-    let mut family = Vec::new();
-    let mut pending = vec![parent];
-    while let Some(process) = pending.pop() {
-        let next = children.remove(&process).unwrap_or_default();
-        family.extend(
-            next.iter()
-                .filter_map(|&pid| Pid::from_raw(i32::try_from(pid).ok()?)),
-        );
-        pending.extend(next);
-    }
-    family
 }
 
 /// Stages the files of a run in `work`.
@@ -226,7 +216,7 @@ pub fn stage(run: &Run, programs: &Programs, work: &Path) -> Result<(Rootfs, Pat
 pub fn execute(run: &Run, programs: &Programs, logs: &Path, step: &Step) -> Result<Outcome> {
     fs::create_dir_all(logs)?;
     // In the directory of the logs, which is in the cache: hard links to its files work there.
-    let work = tempfile::Builder::new().prefix(".run-").tempdir_in(logs)?;
+    let work = Scratch::new_in(logs)?;
     step.progress("image");
     let start = Instant::now();
     let (root, stage) = stage(run, programs, work.path())?;
@@ -340,30 +330,4 @@ fn said_in(logs: &[PathBuf]) -> String {
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn descendants_of_a_shell_are_found() {
-        let mut shell = std::process::Command::new("sh")
-            .args(["-c", "sleep 60 & wait"])
-            .spawn()
-            .unwrap();
-        let mut family = Vec::new();
-        for _ in 0..1000 {
-            family = descendants(shell.id());
-            if !family.is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert_eq!(family.len(), 1);
-        for process in family {
-            rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
-        }
-        shell.wait().unwrap();
-    }
 }

@@ -11,10 +11,24 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::command;
+use crate::{command, process};
 
 use super::accel::Engine;
-use super::{CMDLINE, Machine, Programs, Run};
+use super::{CMDLINE, Machine, Programs, Run, Target};
+
+/// Returns QEMU's word for the CPU.
+fn processor(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Kvm => "host",
+        // Five levels of page tables would make each walk longer, twice over in a guest.
+        Engine::Tcg | Engine::Bochs => "max,+svm,-la57",
+    }
+}
+
+/// Returns what makes results on this machine differ from those on another one.
+pub fn description(target: &Target) -> String {
+    format!("{} x {}", target.smp, processor(target.engine))
+}
 
 /// Returns the command that boots `run` with `script` as the guest's work.
 ///
@@ -26,11 +40,6 @@ pub fn command(
     script: Option<&str>,
 ) -> Result<Command> {
     let target = &run.target;
-    let cpu = match target.engine {
-        Engine::Kvm => "host",
-        // Five levels of page tables would make each walk longer, twice over in a guest.
-        Engine::Tcg | Engine::Bochs => "max,+svm,-la57",
-    };
     // The child must find virtme-run, which is beside vng.
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::iter::once(programs.virtme.clone()).chain(std::env::split_paths(&path));
@@ -46,12 +55,14 @@ pub fn command(
             "--qemu={}",
             programs.tools.wrapper("qemu-system-x86_64")?.display()
         ))
-        .arg(format!("--qemu-opts=-cpu {cpu}"))
+        .arg(format!("--qemu-opts=-cpu {}", processor(target.engine)))
         .args(["--verbose", "--disable-microvm", "--disable-monitor"])
         .arg(format!("--cpus={}", target.smp))
         .arg(format!("--memory={}M", target.memory));
     if target.engine != Engine::Kvm {
-        vng.arg("--disable-kvm");
+        // A thread for each CPU of the machine.
+        vng.arg("--disable-kvm")
+            .arg("--qemu-opts=-accel tcg,thread=multi");
     }
     for word in CMDLINE
         .split_whitespace()
@@ -99,7 +110,7 @@ pub fn start(run: &Run, programs: &Programs, work: &Path, stage: &Path) -> Resul
         .stdout(File::create(&output)?)
         .stderr(writer)
         .process_group(0);
-    let child = vng.spawn().context("starting vng")?;
+    let child = process::spawn(&mut vng).context("starting vng")?;
     Ok(Machine {
         child,
         console: File::from(OwnedFd::from(reader)),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::tap::{self, TapReport};
 
 use super::console::{Line, Source};
-use super::{Outcome, Status};
+use super::{Counters, Outcome, Status};
 
 /// How long the console may go on after a fault, for the rest of its message.
 pub const SETTLE: Duration = Duration::from_millis(1500);
@@ -72,8 +72,9 @@ pub struct Watcher {
     finished: Option<bool>,
     user: Vec<(u8, String)>,
     facts: BTreeMap<String, String>,
-    counters: Vec<(String, String)>,
-    collecting: bool,
+    counters: Vec<Counters>,
+    /// The level whose counters are being printed.
+    collecting: Option<u8>,
     steps: Vec<(String, Duration)>,
     last_step: Instant,
 }
@@ -88,7 +89,7 @@ impl Watcher {
             user: Vec::new(),
             facts: BTreeMap::new(),
             counters: Vec::new(),
-            collecting: false,
+            collecting: None,
             steps: Vec::new(),
             last_step: start,
         }
@@ -109,12 +110,12 @@ impl Watcher {
             return Event::Nothing;
         }
         if let Some(marker) = line.text.strip_prefix("=== lab: ") {
-            return self.marker(marker, now);
+            return self.marker(line.level, marker, now);
         }
-        if self.collecting {
-            if let Some((_, text)) = self.counters.last_mut() {
-                text.push_str(line.text);
-                text.push('\n');
+        if self.collecting == Some(line.level) {
+            if let Some(counters) = self.counters.last_mut() {
+                counters.text.push_str(line.text);
+                counters.text.push('\n');
             }
             return Event::Nothing;
         }
@@ -129,7 +130,7 @@ impl Watcher {
         Event::Nothing
     }
 
-    fn marker(&mut self, marker: &str, now: Instant) -> Event {
+    fn marker(&mut self, level: u8, marker: &str, now: Instant) -> Event {
         let (word, rest) = marker.split_once(' ').unwrap_or((marker, ""));
         match word {
             "up" => {
@@ -155,12 +156,16 @@ impl Watcher {
                 Event::Progress(rest.to_owned())
             }
             "counters" if rest == "end" => {
-                self.collecting = false;
+                self.collecting = None;
                 Event::Nothing
             }
             "counters" => {
-                self.counters.push((rest.to_owned(), String::new()));
-                self.collecting = true;
+                self.counters.push(Counters {
+                    level,
+                    file: rest.to_owned(),
+                    text: String::new(),
+                });
+                self.collecting = Some(level);
                 Event::Nothing
             }
             "lost" => {
@@ -371,6 +376,7 @@ mod tests {
             "[ 1.0] | === lab: up level=0",
             "[ 1.0] | fact: kernel=7.3.4",
             "[ 1.0] | === lab: counters /sys/kernel/debug/nested/7-1/exits",
+            "[ 1.0] L1| [ 1.0] | of another level",
             "[ 1.0] | CPUID 1 2",
             "[ 1.0] | === lab: counters end",
             "[ 1.0] L1| [ 1.0] | === lab: done level=1 status=0",
@@ -378,13 +384,12 @@ mod tests {
         ]);
         assert!(result.passed());
         assert_eq!(result.facts["kernel"], "7.3.4");
-        assert_eq!(
-            result.counters,
-            [(
-                "/sys/kernel/debug/nested/7-1/exits".to_owned(),
-                "CPUID 1 2\n".to_owned()
-            )]
-        );
+        let counters = Counters {
+            level: 0,
+            file: "/sys/kernel/debug/nested/7-1/exits".into(),
+            text: "CPUID 1 2\n".into(),
+        };
+        assert_eq!(result.counters, [counters]);
         let names: Vec<_> = result.steps.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["boot of L0", "work of L1", "end of L0"]);
     }

@@ -59,7 +59,7 @@ fn commands(vendor: &str, kernel: &str, parameters: &str) -> String {
     )
 }
 
-/// Returns the number of CPUs: VMs are created on one while modules come and go on the other.
+/// Returns the least number of CPUs: VMs are created on one while modules come and go on the other.
 ///
 /// Bochs executes its CPUs in turns, the idle ones too: a second one would take half of the time,
 /// and threads alternate on a single one as well.
@@ -102,7 +102,7 @@ pub fn run(bench: &Bench, target: &Target, program: &std::path::Path) -> Result<
             ..Limits::default()
         },
         target: Target {
-            smp: processors(target.engine),
+            smp: processors(target.engine).max(target.smp),
             ..*target
         },
     };

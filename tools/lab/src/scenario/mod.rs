@@ -8,13 +8,14 @@ pub mod nested;
 pub mod report;
 pub mod selftests;
 pub mod shell;
+pub mod stock;
 pub mod suites;
 pub mod workload;
 
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::cache::Cache;
@@ -23,12 +24,12 @@ use crate::kernel::{self, Kernel, Variant};
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Programs, Target};
 use crate::modules::{self, OurModules};
-use crate::options::{Options, Vendor, checkout};
-use crate::{archive, host};
+use crate::options::{Options, Paging, Vendor, checkout};
+use crate::{archive, command, host};
 
 pub use nested::run;
 pub use shell::shell;
-pub use suites::test;
+pub use suites::{Selection, test};
 
 /// Whose code gives KVM at level 0 its nested virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,6 +46,32 @@ impl fmt::Display for Provider {
             Self::C => "C (built into KVM)",
             Self::Ours => "our module",
         })
+    }
+}
+
+/// The levels that a scenario boots below level 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// The last one.
+    pub last: u8,
+    /// How KVM in those before the last one gives memory to its guest.
+    pub paging: Paging,
+}
+
+impl Levels {
+    /// Returns those that the options ask for, if the provider can serve them.
+    pub fn asked_for(options: &Options, provider: Provider) -> Result<Self> {
+        let levels = Self {
+            last: options.levels,
+            paging: options.paging()?,
+        };
+        // Our module attaches to a KVM with nested paging only, and L1 would need it for L3.
+        let served = (provider, levels.paging) != (Provider::Ours, Paging::Shadow);
+        ensure!(
+            served || levels.last <= 2,
+            "LEVELS=3 with NPT=0 or EPT=0 is for PROVIDER=c: our module in L1 needs nested paging"
+        );
+        Ok(levels)
     }
 }
 
@@ -115,6 +142,18 @@ impl Bench {
             .collect()
     }
 
+    /// Returns KVM's modules for a guest that is a hypervisor.
+    pub fn guest_kvm(&self, vendor: Vendor, paging: Paging) -> Result<Vec<Module>> {
+        let mut modules = self.kvm(vendor)?;
+        if let (Paging::Shadow, Some(module)) = (paging, modules.last_mut()) {
+            *module = module.clone().with(match vendor {
+                Vendor::Amd => "npt=0",
+                Vendor::Intel => "ept=0",
+            });
+        }
+        Ok(modules)
+    }
+
     /// Returns our module for a vendor, if it is wanted.
     pub fn our_module(&self, vendor: Vendor) -> Option<Module> {
         self.ours.as_ref().map(|ours| {
@@ -131,7 +170,7 @@ pub fn target(options: &Options) -> Result<Target> {
     Ok(Target {
         vendor: options.vendor,
         engine: accel::choose(options.vendor, options.accel)?,
-        smp: 1,
+        smp: options.smp,
         memory: 2048,
     })
 }
@@ -142,6 +181,22 @@ pub fn vendor_name(vendor: Vendor) -> &'static str {
         Vendor::Amd => "amd",
         Vendor::Intel => "intel",
     }
+}
+
+/// Returns the first line that an emulator prints about its version.
+fn version(bench: &Bench, engine: Engine) -> Result<String> {
+    let (program, argument) = match engine {
+        Engine::Bochs => ("bochs-bin", "--help"),
+        Engine::Tcg | Engine::Kvm => ("qemu-system-x86_64", "--version"),
+    };
+    // Bochs ends with a status of its own after --help: the text is what counts.
+    let mut command = bench.programs.tools.command(program);
+    let (_, text) = command::verdict(command.arg(argument))?;
+    let line = text
+        .lines()
+        .map(str::trim)
+        .find(|line| line.chars().any(|c| c.is_ascii_digit()));
+    Ok(line.unwrap_or("version unknown").to_owned())
 }
 
 /// Returns the directory of the workload's source.

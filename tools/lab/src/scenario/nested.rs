@@ -5,17 +5,17 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::cache::Cache;
-use crate::image::level::{self, Nest};
+use crate::image::level::{self, Nest, Work};
 use crate::image::rootfs::Rootfs;
 use crate::kernel::Variant;
 use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
 use crate::options::Options;
 use crate::step;
 
-use super::{Bench, Provider, report, target, vendor_name, workload};
+use super::{Bench, Levels, Provider, report, target, vendor_name, workload};
 
 /// Seed of the workload; any number would do.
 pub const SEED: u64 = 20_240_601;
@@ -38,17 +38,14 @@ impl Chain {
 }
 
 /// Describes the run.
-pub fn describe(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Result<Run> {
-    let mut modules = bench.kvm(target.vendor)?;
-    if last > 2 {
-        // Level 1 has a guest that is a hypervisor: it needs what level 0 needs.
-        modules.extend(bench.our_module(target.vendor));
-    }
+pub fn describe(bench: &Bench, target: &Target, levels: Levels, workload: &Path) -> Result<Run> {
+    let last = levels.last;
     let nest = Nest {
         last,
         kernel: bench.kernel.bzimage.clone(),
-        workload: workload.to_owned(),
-        modules,
+        work: Work::Workload(workload.to_owned()),
+        modules: bench.guest_kvm(target.vendor, levels.paging)?,
+        nested: bench.our_module(target.vendor).into_iter().collect(),
         cmdline: CMDLINE.to_owned(),
         seed: SEED,
         smp: target.smp,
@@ -62,7 +59,7 @@ pub fn describe(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Re
         files,
         modules: bench.modules(target)?,
         commands: include_str!("../image/guest/nested.sh").to_owned(),
-        limits: Limits::default(),
+        limits: limits(last),
         target: Target {
             memory: target.memory.max(level::memory(0, last)),
             ..*target
@@ -70,10 +67,24 @@ pub fn describe(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Re
     })
 }
 
+/// How much longer each level above L2 takes than the one below it.
+const SLOWDOWN: u32 = 8;
+
+/// Returns the limits for a chain of levels.
+fn limits(last: u8) -> Limits {
+    let factor = SLOWDOWN.pow(u32::from(last.saturating_sub(2)));
+    let least = Limits::default();
+    Limits {
+        total: least.total * factor,
+        silence: least.silence * factor,
+    }
+}
+
 /// Boots the chain and compares what the last level computed with the host.
-pub fn chain(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Result<Chain> {
+pub fn chain(bench: &Bench, target: &Target, levels: Levels, workload: &Path) -> Result<Chain> {
+    let last = levels.last;
     let expected = workload::reference(workload, SEED)?;
-    let run = describe(bench, target, last, workload)?;
+    let run = describe(bench, target, levels, workload)?;
     let name = format!(
         "boot L0 to L{last} ({}, {})",
         vendor_name(target.vendor),
@@ -87,7 +98,7 @@ pub fn chain(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Resul
         workload::compare(lines.map(|(_, text)| text.as_str()), &expected)
             .err()
             .map(|error| error.to_string())
-            .or_else(|| unseen(bench, &outcome))
+            .or_else(|| unseen(bench, last, &outcome))
     } else {
         None
     };
@@ -98,25 +109,21 @@ pub fn chain(bench: &Bench, target: &Target, last: u8, workload: &Path) -> Resul
     })
 }
 
-/// Returns what is wrong if our module was there and saw no exit of L2.
-fn unseen(bench: &Bench, outcome: &Outcome) -> Option<String> {
-    let seen = report::exits(&outcome.counters);
-    (bench.ours.is_some() && seen.is_empty()).then(|| "our module has counted no exit of L2".into())
+/// Returns what is wrong if our module was in a level whose guest has a guest, and saw no exit.
+fn unseen(bench: &Bench, last: u8, outcome: &Outcome) -> Option<String> {
+    bench.ours.as_ref()?;
+    let blind = (2..=last).find(|guest| report::exits(&outcome.counters, guest - 2).is_empty());
+    blind.map(|guest| format!("our module has counted no exit of L{guest}"))
 }
 
 /// Runs the chain that the options ask for and prints the report.
 pub fn run(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitCode> {
     let target = target(options)?;
-    let Some(last) = options.levels.checked_sub(1).filter(|last| *last > 0) else {
-        bail!(
-            "LEVELS={}: level 0 and one guest are the least",
-            options.levels
-        );
-    };
+    let levels = Levels::asked_for(options, provider)?;
     let variant = Variant::asked_for(options);
     let bench = Bench::prepare(cache, options, variant, provider)?;
     let workload = workload::build(cache)?;
-    let chain = chain(&bench, &target, last, &workload)?;
+    let chain = chain(&bench, &target, levels, &workload)?;
     if let Status::Failed { reason, excerpt } = &chain.outcome.status {
         println!(
             "{excerpt}\n\nFAILED: {reason}\nThe whole console: {}",
@@ -126,7 +133,7 @@ pub fn run(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitC
     }
     print!(
         "{}",
-        report::nested(&bench, &target, provider, last, &chain)?
+        report::nested(&bench, &target, provider, levels, &chain)?
     );
     Ok(if chain.passed() {
         ExitCode::SUCCESS

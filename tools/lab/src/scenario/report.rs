@@ -7,59 +7,84 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::command;
-use crate::machine::Target;
 use crate::machine::accel::Engine;
+use crate::machine::{Counters, Target};
+use crate::options::Paging;
 use crate::step::{clock, timings};
 
 use super::nested::Chain;
-use super::{Bench, Provider, vendor_name};
+use super::{Bench, Levels, Provider, vendor_name, version};
 
 /// How many exit reasons the report shows.
 const TOP: usize = 12;
 
-/// Exits of L2 for one reason.
+/// Exits of a guest's guest for one reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exits {
-    /// Handled by level 0.
-    pub l0: u64,
-    /// Reflected to level 1.
-    pub l1: u64,
+    /// Handled by the level that counts.
+    pub host: u64,
+    /// Reflected to its guest.
+    pub guest: u64,
 }
 
-/// Adds up the exit counters of all VMs: lines `NAME L0-count L1-count`.
-pub fn exits(counters: &[(String, String)]) -> Vec<(String, Exits)> {
+impl Exits {
+    fn sum(self) -> u64 {
+        self.host + self.guest
+    }
+}
+
+/// Adds up what a level counted for all its VMs: lines `NAME HOST-count GUEST-count`.
+pub fn exits(counters: &[Counters], level: u8) -> Vec<(String, Exits)> {
     let mut sums: BTreeMap<&str, Exits> = BTreeMap::new();
-    let files = counters.iter().filter(|(file, _)| file.ends_with("/exits"));
-    for line in files.flat_map(|(_, text)| text.lines()) {
+    let files = counters
+        .iter()
+        .filter(|counters| counters.level == level && counters.file.ends_with("/exits"));
+    for line in files.flat_map(|counters| counters.text.lines()) {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if let [name, l0, l1] = words[..]
-            && let (Ok(l0), Ok(l1)) = (l0.parse::<u64>(), l1.parse::<u64>())
+        if let [name, host, guest] = words[..]
+            && let (Ok(host), Ok(guest)) = (host.parse::<u64>(), guest.parse::<u64>())
         {
             let sum = sums.entry(name).or_default();
-            sum.l0 += l0;
-            sum.l1 += l1;
+            sum.host += host;
+            sum.guest += guest;
         }
     }
     let mut list: Vec<(String, Exits)> = sums
         .into_iter()
-        .filter(|(_, exits)| exits.l0 + exits.l1 > 0)
+        .filter(|(_, exits)| exits.sum() > 0)
         .map(|(name, exits)| (name.to_owned(), exits))
         .collect();
-    list.sort_by_key(|(_, exits)| std::cmp::Reverse(exits.l0 + exits.l1));
+    list.sort_by_key(|(_, exits)| std::cmp::Reverse(exits.sum()));
     list
 }
 
-/// Returns the first line that a program prints about its version.
-fn version(bench: &Bench, program: &str, argument: &str) -> Result<String> {
-    // Bochs ends with a status of its own after --help: the text is what counts.
-    let mut command = bench.programs.tools.command(program);
-    let (_, text) = command::verdict(command.arg(argument))?;
-    let line = text
-        .lines()
-        .map(str::trim)
-        .find(|line| line.chars().any(|c| c.is_ascii_digit()));
-    Ok(line.unwrap_or("version unknown").to_owned())
+/// Formats what the level `host` counted.
+fn exits_table(host: u8, exits: &[(String, Exits)], provider: Provider) -> String {
+    let mut text = format!("\nExits of L{}, by who took them\n", host + 2);
+    let mut row = |name: &str, host: &str, guest: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<28}{host:>12}{guest:>12}");
+    };
+    if exits.is_empty() {
+        let why = match provider {
+            Provider::C => "the C provider counts none",
+            Provider::Ours => "NONE COUNTED",
+        };
+        row(why, "", "");
+        return text;
+    }
+    row("reason", &format!("L{host}"), &format!("L{}", host + 1));
+    let (top, rest) = exits.split_at(exits.len().min(TOP));
+    for (name, exits) in top {
+        row(name, &exits.host.to_string(), &exits.guest.to_string());
+    }
+    if !rest.is_empty() {
+        let host: u64 = rest.iter().map(|(_, exits)| exits.host).sum();
+        let guest: u64 = rest.iter().map(|(_, exits)| exits.guest).sum();
+        let name = format!("{} others", rest.len());
+        row(&name, &host.to_string(), &guest.to_string());
+    }
+    text
 }
 
 /// Formats the report.
@@ -67,10 +92,11 @@ pub fn nested(
     bench: &Bench,
     target: &Target,
     provider: Provider,
-    last: u8,
+    levels: Levels,
     chain: &Chain,
 ) -> Result<String> {
     let mut text = String::from("\n");
+    let last = levels.last;
     let outcome = &chain.outcome;
     let mut row = |name: &str, value: &str| {
         // Writing to a String cannot fail.
@@ -89,9 +115,13 @@ pub fn nested(
     row("vendor", vendor_name(target.vendor));
     row("L0 runs on", &target.engine.to_string());
     if target.engine == Engine::Bochs {
-        row("Bochs", &version(bench, "bochs-bin", "--help")?);
+        row("Bochs", &version(bench, Engine::Bochs)?);
     }
-    row("QEMU", &version(bench, "qemu-system-x86_64", "--version")?);
+    row("vCPUs", &format!("{} at each level", target.smp));
+    if levels.paging == Paging::Shadow {
+        row("guests' KVM", "with shadow paging");
+    }
+    row("QEMU", &version(bench, Engine::Tcg)?);
 
     let _ = writeln!(text, "\nL{last} computed");
     for (level, line) in &outcome.lines {
@@ -105,29 +135,10 @@ pub fn nested(
     };
     let _ = writeln!(text, "  {verdict} (checksum {})", chain.expected);
 
-    let exits = exits(&outcome.counters);
-    let _ = writeln!(text, "\nExits of L2, by who took them");
-    if exits.is_empty() {
-        let why = match provider {
-            Provider::C => "the C provider counts none",
-            Provider::Ours => "NONE COUNTED",
-        };
-        let _ = writeln!(text, "  {why}");
-    } else {
-        let _ = writeln!(text, "  {:<28}{:>12}{:>12}", "reason", "L0", "L1");
-        for (name, exits) in exits.iter().take(TOP) {
-            let _ = writeln!(text, "  {name:<28}{:>12}{:>12}", exits.l0, exits.l1);
-        }
-        if let Some(rest) = exits.get(TOP..).filter(|rest| !rest.is_empty()) {
-            let (l0, l1) = rest
-                .iter()
-                .fold((0, 0), |(l0, l1), (_, e)| (l0 + e.l0, l1 + e.l1));
-            let _ = writeln!(
-                text,
-                "  {:<28}{l0:>12}{l1:>12}",
-                format!("{} others", rest.len())
-            );
-        }
+    for guest in 2..=last {
+        let host = guest - 2;
+        let exits = exits(&outcome.counters, host);
+        text.push_str(&exits_table(host, &exits, provider));
     }
 
     let _ = writeln!(text, "\nTime of each step");
@@ -142,30 +153,46 @@ pub fn nested(
 mod tests {
     use super::*;
 
+    fn counters(level: u8, file: &str, text: &str) -> Counters {
+        Counters {
+            level,
+            file: format!("/sys/kernel/debug/nested/{file}"),
+            text: text.into(),
+        }
+    }
+
     #[test]
     fn counters_of_all_virtual_machines_are_added_and_sorted() {
-        let file = |vm: &str, text: &str| {
-            (
-                format!("/sys/kernel/debug/nested/{vm}/exits"),
-                text.to_owned(),
-            )
-        };
-        let list = exits(&[
-            file("7-1", "CPUID 1 20\nHLT 0 5\nNEVER 0 0\n"),
-            file("8-1", "HLT 2 40\n"),
-            (
-                "/sys/kernel/debug/nested/7-1/entries".into(),
-                "A 9 9".into(),
-            ),
-        ]);
-        let hlt = ("HLT".to_owned(), Exits { l0: 2, l1: 45 });
-        let cpuid = ("CPUID".to_owned(), Exits { l0: 1, l1: 20 });
-        assert_eq!(list, [hlt, cpuid]);
+        let counted = [
+            counters(0, "7-1/exits", "CPUID 1 20\nHLT 0 5\nNEVER 0 0\n"),
+            counters(0, "8-1/exits", "HLT 2 40\n"),
+            counters(0, "7-1/entries", "A 9 9"),
+            counters(1, "7-1/exits", "MSR 3 4\n"),
+        ];
+        let row = |name: &str, host, guest| (name.to_owned(), Exits { host, guest });
+        assert_eq!(exits(&counted, 0), [row("HLT", 2, 45), row("CPUID", 1, 20)]);
+        assert_eq!(exits(&counted, 1), [row("MSR", 3, 4)]);
+    }
+
+    #[test]
+    fn the_table_of_a_level_names_the_levels_and_sums_up_what_is_rare() {
+        let many: String = (0..TOP + 2)
+            .map(|count| format!("R{count} 1 {}\n", TOP + 2 - count))
+            .collect();
+        let counted = exits(&[counters(1, "x/exits", &many)], 1);
+        let text = exits_table(1, &counted, Provider::Ours);
+        let words: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(words[1].join(" "), "Exits of L3, by who took them");
+        assert_eq!(words[2], ["reason", "L1", "L2"]);
+        assert_eq!(words.last().unwrap(), &["2", "others", "2", "3"]);
     }
 
     #[test]
     fn lines_that_are_no_counters_are_left_out() {
-        let text = "# name l0 l1\nCPUID x 1\nA 1\n".to_owned();
-        assert!(exits(&[("/x/exits".into(), text)]).is_empty());
+        let counted = [counters(0, "x/exits", "# name l0 l1\nCPUID x 1\nA 1\n")];
+        assert!(exits(&counted, 0).is_empty());
     }
 }

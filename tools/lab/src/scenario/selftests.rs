@@ -116,7 +116,7 @@ pub fn list(dir: &Path) -> Result<Vec<Test>> {
 }
 
 /// Returns the script that runs the tests one after the other.
-fn commands(tests: &[Test], engine: Engine) -> String {
+pub fn commands(tests: &[Test], engine: Engine) -> String {
     let time_limit = time_limit(engine);
     let mut script = String::from("mkdir -p /tmp/test\ncd /tmp/test\n");
     for Test {
@@ -204,7 +204,7 @@ fn boot(
     }
     let vendor = vendor_name(target.vendor);
     let run = Run {
-        name: format!("selftests-{vendor}-{label}"),
+        name: format!("selftests-{vendor}-{}-{label}", target.engine.name()),
         kernel: bench.kernel.bzimage.clone(),
         cmdline: Vec::new(),
         files,
@@ -238,16 +238,13 @@ pub struct Row {
 }
 
 /// Compares two runs of the same tests: what passes in `base` must pass in `ours`.
-pub fn compare(tests: &[Test], base: &Outcome, ours: &Outcome) -> Vec<Row> {
+pub fn compare(tests: &[Test], base: &[TapReport], ours: &[TapReport]) -> Vec<Row> {
     tests
         .iter()
         .map(|test| {
-            let find = |outcome: &'_ Outcome| -> Option<TapReport> {
-                outcome
-                    .tap
-                    .iter()
-                    .find(|report| report.name == test.name)
-                    .cloned()
+            let find = |reports: &'_ [TapReport]| -> Option<TapReport> {
+                let report = reports.iter().find(|report| report.name == test.name);
+                report.cloned()
             };
             let (left, right) = (find(base), find(ours));
             let (verdict, reason) = judge(left.as_ref(), right.as_ref());

@@ -8,41 +8,43 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
-use crate::image::level::{self, Nest};
+use crate::image::level::{self, Nest, Work};
 use crate::image::rootfs::Rootfs;
 use crate::kernel::Variant;
 use crate::machine::accel::Engine;
 use crate::machine::{self, CMDLINE, Limits, Run, Target, bochs, vng};
 use crate::options::{Options, Vendor};
+use crate::process::{self, Scratch, Undo};
 use crate::selftests::{self, Selftests};
 use crate::step;
 
-use super::{Bench, Provider, nested, target, workload};
+use super::{Bench, Levels, Provider, nested, target, workload};
 
 /// Boots level 0 with a shell on this terminal.
 pub fn shell(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitCode> {
     let target = target(options)?;
+    let levels = Levels::asked_for(options, provider)?;
     let bench = Bench::prepare(cache, options, Variant::asked_for(options), provider)?;
     let workload = workload::build(cache)?;
     let selftests = selftests::ensure(cache, &bench.kernel)?;
-    let last = options.levels.saturating_sub(1).max(1);
-    interactive(&bench, &target, last, workload, &selftests)
+    interactive(&bench, &target, levels, workload, &selftests)
 }
 
 /// Boots the machine and waits until it ends.
 pub fn interactive(
     bench: &Bench,
     target: &Target,
-    last: u8,
+    levels: Levels,
     workload: PathBuf,
     selftests: &Selftests,
 ) -> Result<ExitCode> {
     let tests = super::selftests::list(&selftests.dir)?;
     let nest = Nest {
-        last,
+        last: levels.last,
         kernel: bench.kernel.bzimage.clone(),
-        workload,
-        modules: bench.kvm(target.vendor)?,
+        work: Work::Workload(workload),
+        modules: bench.guest_kvm(target.vendor, levels.paging)?,
+        nested: bench.our_module(target.vendor).into_iter().collect(),
         cmdline: CMDLINE.to_owned(),
         seed: nested::SEED,
         smp: target.smp,
@@ -69,26 +71,27 @@ pub fn interactive(
         },
     };
     std::fs::create_dir_all(&bench.logs)?;
-    let work = tempfile::Builder::new()
-        .prefix(".run-")
-        .tempdir_in(&bench.logs)?;
+    let work = Scratch::new_in(&bench.logs)?;
     let (root, stage) = step::run("image", |_| {
         machine::stage(&run, &bench.programs, work.path())
     })?;
     let status = match run.target.engine {
         Engine::Tcg | Engine::Kvm => {
             let script = vng::entry(work.path(), &stage)?;
-            vng::interactive(&run, &bench.programs, work.path(), &script)?
-                .status()
+            let mut command = vng::interactive(&run, &bench.programs, work.path(), &script)?;
+            process::spawn(&mut command)
                 .context("starting vng")?
+                .wait()?
         }
         Engine::Bochs => {
             bochs::image(&run, work.path(), &root, &stage)?;
             let terminal = terminal()?;
             let mut command = bochs::interactive(&run, &bench.programs, work.path(), &terminal)?;
             step::note("the shell comes in about 20 s; `exit` ends the machine");
-            let raw = Raw::enter()?;
-            let status = command.status().context("starting Bochs")?;
+            let raw = raw_terminal()?;
+            let status = process::spawn(&mut command)
+                .context("starting Bochs")?
+                .wait()?;
             drop(raw);
             status
         }
@@ -108,22 +111,15 @@ fn terminal() -> Result<String> {
     Ok(path)
 }
 
-/// The terminal without echo and line editing, which the guest does; restored when dropped.
-struct Raw(String);
-
-impl Raw {
-    fn enter() -> Result<Self> {
-        let saved = stty(&["-g"])?;
-        stty(&["raw", "-echo"])?;
-        Ok(Self(saved))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
+/// Leaves echo and line editing to the guest until the result is dropped.
+fn raw_terminal() -> Result<Undo> {
+    let saved = stty(&["-g"])?;
+    let undo = Undo::new(move || {
         // Nothing can be done about a terminal that has gone.
-        let _ = stty(&[self.0.as_str()]);
-    }
+        let _ = stty(&[saved.as_str()]);
+    });
+    stty(&["raw", "-echo"])?;
+    Ok(undo)
 }
 
 fn stty(arguments: &[&str]) -> Result<String> {

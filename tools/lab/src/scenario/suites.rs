@@ -6,20 +6,24 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 
 use crate::cache::Cache;
 use crate::checks;
 use crate::kernel::Variant;
-use crate::machine::accel;
+use crate::machine::accel::{self, Engine};
 use crate::machine::{Status, Target};
-use crate::options::{Options, Vendor};
+use crate::options::{Options, Paging, Vendor};
 use crate::selftests::{self as upstream, Selftests};
 use crate::step::clock;
 use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
-use super::{Bench, Provider, lifecycle, nested, selftests, vendor_name, workload};
+use super::{Bench, Levels, Provider, lifecycle, nested, selftests, stock, vendor_name, workload};
+
+/// Vendors whose module attaches to a KVM without nested code of its own, which the upstream
+/// selftests then run on, too.
+const ATTACHES_WITHOUT_BUILTIN: &[Vendor] = &[];
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -69,20 +73,55 @@ impl Suite {
     }
 }
 
-/// Runs a suite and measures it; an error is a failed test.
-fn suite(name: String, work: impl FnOnce(&mut Suite) -> Result<()>) -> Suite {
-    let start = Instant::now();
-    let mut suite = Suite::new(name);
-    if let Err(error) = work(&mut suite) {
-        suite.broke(&error);
+/// The name of the static checks, of which each is a line of the table.
+const CHECKS: &str = "static checks";
+
+/// Which suites are wanted: those whose names contain a text, or all.
+#[derive(Clone, Debug, Default)]
+pub struct Selection(Option<String>);
+
+impl Selection {
+    /// Selects suites by a part of their names; make passes an unset variable as an empty string.
+    pub fn new(part: Option<&str>) -> Self {
+        Self(part.filter(|part| !part.is_empty()).map(str::to_lowercase))
     }
-    suite.time = Some(start.elapsed());
-    suite
+
+    fn has(&self, name: &str) -> bool {
+        let part = self.0.as_deref().unwrap_or_default();
+        name.to_lowercase().contains(part)
+    }
 }
 
-/// Runs everything and prints the table.
-pub fn test(cache: &Cache, options: &Options) -> Result<ExitCode> {
-    let mut suites: Vec<Suite> = checks::run(cache, options)?
+/// Suites that run one after the other.
+struct Track<'a> {
+    selection: &'a Selection,
+    suites: Vec<Suite>,
+}
+
+impl Track<'_> {
+    /// Runs a suite, if it is wanted, and measures it; an error is a failed test.
+    fn run(&mut self, name: String, work: impl FnOnce(&mut Suite) -> Result<()>) {
+        if !self.selection.has(&name) {
+            return;
+        }
+        let start = Instant::now();
+        let mut suite = Suite::new(name);
+        if let Err(error) = work(&mut suite) {
+            suite.broke(&error);
+        }
+        suite.time = Some(start.elapsed());
+        self.suites.push(suite);
+    }
+}
+
+/// Runs what is selected and prints the table.
+pub fn test(cache: &Cache, options: &Options, selection: &Selection) -> Result<ExitCode> {
+    let checks = if selection.has(CHECKS) {
+        checks::run(cache, options)?
+    } else {
+        Vec::new()
+    };
+    let mut suites: Vec<Suite> = checks
         .into_iter()
         .map(|check| Suite {
             name: check.suite,
@@ -93,7 +132,8 @@ pub fn test(cache: &Cache, options: &Options) -> Result<ExitCode> {
             details: check.detail.into_iter().collect(),
         })
         .collect();
-    suites.extend(machines(cache, options)?);
+    suites.extend(machines(cache, options, selection)?);
+    ensure!(!suites.is_empty(), "no suite has a name like that");
     print!("{}", table(&suites));
     let failed: u32 = suites.iter().map(|suite| suite.failed).sum();
     Ok(if failed == 0 {
@@ -104,7 +144,7 @@ pub fn test(cache: &Cache, options: &Options) -> Result<ExitCode> {
 }
 
 /// Runs the suites that boot machines, on both vendors.
-fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
+fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<Vec<Suite>> {
     let stock = Bench::prepare(cache, options, Variant::Stock, Provider::C)?;
     let patched = Bench::prepare(cache, options, Variant::Builtin, Provider::Ours)?;
     let c = Bench {
@@ -129,29 +169,36 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
                 let target = Target {
                     vendor,
                     engine: accel::choose(vendor, options.accel)?,
-                    smp: 1,
+                    smp: options.smp,
                     memory: 2048,
                 };
-                let label =
-                    |what: &str| format!("{what} ({}, {})", vendor_name(vendor), target.engine);
-                let mut suites = vec![
-                    suite(label("harness"), |suite| plants(suite, c, &target)),
-                    suite(label("L0, L1, L2"), |suite| {
-                        for (name, bench) in [("C", c), ("ours", patched)] {
-                            levels(suite, name, bench, &target, workload);
-                        }
-                        Ok(())
-                    }),
-                ];
+                let label = |what: &str| label(what, &target);
+                let mut track = Track {
+                    selection,
+                    suites: Vec::new(),
+                };
+                track.run(label("harness"), |suite| plants(suite, c, &target));
+                track.run(label("L0, L1, L2"), |suite| {
+                    for (name, bench) in [("C", c), ("ours", patched)] {
+                        levels(suite, name, bench, &target, workload);
+                    }
+                    Ok(())
+                });
                 for bench in [refusing, patched, bare] {
                     let name = label(&format!("life cycle, {} kernel", bench.kernel.variant));
-                    suites.push(suite(name, |suite| {
+                    track.run(name, |suite| {
                         life_cycle(suite, bench, &target, module_tests)
-                    }));
+                    });
                 }
-                let runs = [("patched", c), ("ours", patched)];
-                suites.extend(compared(stock, &runs, &target, upstream, &label));
-                Ok(suites)
+                let mut runs = vec![("patched", c), ("ours", patched)];
+                if ATTACHES_WITHOUT_BUILTIN.contains(&vendor) {
+                    runs.push(("ours-alone", bare));
+                }
+                for engine in selftest_engines(vendor, target.engine) {
+                    let target = Target { engine, ..target };
+                    compared(&mut track, cache, stock, &runs, &target, upstream);
+                }
+                Ok(track.suites)
             })
         });
         tracks.map(|track| {
@@ -165,6 +212,21 @@ fn machines(cache: &Cache, options: &Options) -> Result<Vec<Suite>> {
         suites.extend(track?);
     }
     Ok(suites)
+}
+
+/// Returns the name of a suite that runs on a machine.
+fn label(what: &str, target: &Target) -> String {
+    format!("{what} ({}, {})", vendor_name(target.vendor), target.engine)
+}
+
+/// Returns the engines on which the upstream selftests run, where the others run on `engine`.
+///
+/// The two emulators of SVM lack different things, and neither is always right.
+fn selftest_engines(vendor: Vendor, engine: Engine) -> Vec<Engine> {
+    match (vendor, engine) {
+        (Vendor::Amd, Engine::Tcg) => vec![Engine::Tcg, Engine::Bochs],
+        _ => vec![engine],
+    }
 }
 
 /// Plants faults, each of which must be found.
@@ -203,7 +265,11 @@ fn levels(
     target: &Target,
     workload: &std::path::Path,
 ) {
-    let chain = match nested::chain(bench, target, 2, workload) {
+    let levels = Levels {
+        last: 2,
+        paging: Paging::Nested,
+    };
+    let chain = match nested::chain(bench, target, levels, workload) {
         Ok(chain) => chain,
         Err(error) => return suite.broke(&error.context(name.to_owned())),
     };
@@ -222,34 +288,34 @@ fn levels(
 
 /// Runs the upstream selftests on the stock kernel and on others, and compares each with the first.
 fn compared(
+    track: &mut Track<'_>,
+    cache: &Cache,
     stock: &Bench,
     runs: &[(&str, &Bench)],
     target: &Target,
     upstream: &Selftests,
-    label: &dyn Fn(&str) -> String,
-) -> Vec<Suite> {
+) {
     let mut base = None;
-    let mut suites = Vec::new();
     for (name, bench) in runs {
-        suites.push(suite(label(&format!("KVM selftests, {name}")), |suite| {
+        let suite = label(&format!("KVM selftests, {name}"), target);
+        track.run(suite, |suite| {
             let tests = selftests::list(&upstream.dir)?;
             let base = match &base {
                 Some(base) => base,
-                None => base.insert(selftests::run(stock, target, upstream, &tests, "stock")?),
+                None => base.insert(stock::results(cache, stock, target, upstream, &tests)?),
             };
             let outcome = selftests::run(bench, target, upstream, &tests, name)?;
-            for reason in [base, &outcome].into_iter().filter_map(selftests::stopped) {
-                suite.count(Verdict::Failed, || reason);
+            for reason in base.stopped.iter().chain(&selftests::stopped(&outcome)) {
+                suite.count(Verdict::Failed, || reason.clone());
             }
-            let rows = selftests::compare(&tests, base, &outcome);
+            let rows = selftests::compare(&tests, &base.tap, &outcome.tap);
             print!("{}", selftests::table(&rows));
             for row in rows {
                 suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
             }
             Ok(())
-        }));
+        });
     }
-    suites
 }
 
 /// Formats the table, the details of what did not pass, and the sum.
@@ -300,12 +366,30 @@ mod tests {
         let mut first = Suite::new("one".into());
         first.count(Verdict::Passed, String::new);
         first.count(Verdict::Skipped, || "no such CPU".into());
-        let second = suite("two".into(), |_| anyhow::bail!("broken"));
-        let text = table(&[first, second]);
+        let all = Selection::default();
+        let mut track = Track {
+            selection: &all,
+            suites: vec![first],
+        };
+        track.run("two".into(), |_| anyhow::bail!("broken"));
+        let text = table(&track.suites);
         assert!(
             text.ends_with("\n1 passed, 1 failed, 1 skipped\n"),
             "{text}"
         );
         assert!(text.contains("one: skip: no such CPU") && text.contains("two: FAIL: broken"));
+    }
+
+    #[test]
+    fn a_suite_that_is_not_selected_does_not_run() {
+        let selection = Selection::new(Some("kvm SELF"));
+        let mut track = Track {
+            selection: &selection,
+            suites: Vec::new(),
+        };
+        track.run("harness (amd)".into(), |_| panic!("it runs"));
+        track.run("KVM selftests (amd)".into(), |_| Ok(()));
+        assert_eq!(track.suites.len(), 1);
+        assert!(Selection::new(Some("")).has("anything") && Selection::new(None).has(CHECKS));
     }
 }

@@ -27,8 +27,14 @@ relay() {
 
 # load_modules: inserts the modules of this level in order, with their parameters.
 load_modules() {
-	list=/lab/modules.guest
-	[ "$LEVEL" != 0 ] || list=/lab/modules.host
+	if [ "$LEVEL" = 0 ]; then
+		cat /lab/modules.host >/tmp/modules
+	elif [ $((LEVEL + 1)) = "$LAST" ]; then
+		cat /lab/modules.guest >/tmp/modules
+	else
+		# The guest of this level is a hypervisor, too.
+		cat /lab/modules.guest /lab/modules.nested >/tmp/modules
+	fi
 	while read -r module parameters; do
 		# A kernel that has the other vendor's CPU refuses that module; the host lists
 		# the right ones only, hence any failure is one.
@@ -36,7 +42,7 @@ load_modules() {
 			say "=== lab: fail insmod $module $parameters"
 			return 1
 		fi
-	done <"$list"
+	done </tmp/modules
 }
 
 # counters: prints the exit counters of all VMs that live now, if there are any.

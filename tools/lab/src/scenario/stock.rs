@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Results of the upstream selftests on the stock kernel, which the others are compared with.
+//!
+//! They are the same until something changes that they depend on: what passed or was skipped is
+//! kept. What failed runs again the next time. A test that failed by chance, for example because
+//! the machine was busy, would otherwise never have to pass with our module.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::cache::{Cache, Key, write_atomic};
+use crate::machine::accel::Engine;
+use crate::machine::{self, CMDLINE, Target};
+use crate::selftests::Selftests;
+use crate::step;
+use crate::tap::{TapReport, Verdict};
+
+use super::selftests::{self, Test};
+use super::{Bench, vendor_name, version};
+
+/// The results to compare with.
+pub struct Results {
+    /// Each test that was run, now or in an earlier run.
+    pub tap: Vec<TapReport>,
+    /// Why the run as a whole is useless.
+    pub stopped: Option<String>,
+}
+
+/// Returns the results on the stock kernel of `bench`; runs the tests of which none is kept.
+pub fn results(
+    cache: &Cache,
+    bench: &Bench,
+    target: &Target,
+    upstream: &Selftests,
+    tests: &[Test],
+) -> Result<Results> {
+    let store = Store::new(cache, bench, target, upstream, tests)?;
+    let mut tap = store.read();
+    let open = without_result(tests, &tap);
+    if !tap.is_empty() {
+        step::note(&format!(
+            "KVM selftests ({}, {}, stock): {} of {} results are kept from an earlier run",
+            vendor_name(target.vendor),
+            target.engine,
+            tests.len() - open.len(),
+            tests.len()
+        ));
+    }
+    let mut stopped = None;
+    if !open.is_empty() {
+        let outcome = selftests::run(bench, target, upstream, &open, "stock")?;
+        stopped = selftests::stopped(&outcome);
+        tap.extend(outcome.tap);
+        store.write(&tap)?;
+    }
+    Ok(Results { tap, stopped })
+}
+
+/// Returns the tests of which there is no result.
+fn without_result(tests: &[Test], tap: &[TapReport]) -> Vec<Test> {
+    let has_result = |test: &&Test| tap.iter().any(|report| report.name == test.name);
+    tests
+        .iter()
+        .filter(|test| !has_result(test))
+        .cloned()
+        .collect()
+}
+
+/// Where results are kept, if they are.
+struct Store(Option<PathBuf>);
+
+impl Store {
+    /// Determines the place by everything that the results depend on.
+    fn new(
+        cache: &Cache,
+        bench: &Bench,
+        target: &Target,
+        upstream: &Selftests,
+        tests: &[Test],
+    ) -> Result<Self> {
+        if target.engine == Engine::Kvm {
+            // The processor, its microcode and the kernel that runs us: too much to know.
+            return Ok(Self(None));
+        }
+        let mut key = Key::builder("results")
+            .add("kernel", bench.kernel.key.as_str())
+            .add("selftests", upstream.key.as_str())
+            .add("emulator", version(bench, target.engine)?)
+            .add("machine", machine::description(target))
+            .add("command line", CMDLINE)
+            .add("commands", selftests::commands(tests, target.engine));
+        for module in bench.modules(target)? {
+            key = key.add("parameters", module.parameters);
+        }
+        let dir = cache.root().join("results");
+        fs::create_dir_all(&dir)?;
+        Ok(Self(Some(dir.join(format!("{}.json", key.finish())))))
+    }
+
+    /// Returns the results that are kept.
+    fn read(&self) -> Vec<TapReport> {
+        // Without them, or with a file of another version of this program, all tests run.
+        let text = self.0.as_deref().map(fs::read).and_then(Result::ok);
+        text.and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    /// Keeps those results that need not be confirmed.
+    fn write(&self, tap: &[TapReport]) -> Result<()> {
+        match self.0.as_deref() {
+            None => Ok(()),
+            Some(path) => keep(path, tap),
+        }
+    }
+}
+
+fn keep(path: &Path, tap: &[TapReport]) -> Result<()> {
+    let kept: Vec<&TapReport> = tap
+        .iter()
+        .filter(|report| report.verdict != Verdict::Failed)
+        .collect();
+    write_atomic(path, &serde_json::to_vec_pretty(&kept)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(name: &str, verdict: Verdict) -> TapReport {
+        TapReport {
+            name: name.into(),
+            verdict,
+            reason: String::new(),
+            points: vec![("point".into(), verdict)],
+        }
+    }
+
+    #[test]
+    fn what_failed_is_not_kept_and_runs_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store(Some(dir.path().join("results.json")));
+        assert!(store.read().is_empty());
+        let tap = [
+            report("good", Verdict::Passed),
+            report("bad", Verdict::Failed),
+            report("absent", Verdict::Skipped),
+        ];
+        store.write(&tap).unwrap();
+        let kept = store.read();
+        assert_eq!(kept, [tap[0].clone(), tap[2].clone()]);
+
+        let test = |name: &str| Test {
+            name: name.into(),
+            program: format!("x86/{name}"),
+            arguments: String::new(),
+        };
+        let tests = [test("good"), test("bad"), test("absent"), test("new")];
+        assert_eq!(without_result(&tests, &kept), [test("bad"), test("new")]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_means_that_nothing_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("results.json");
+        fs::write(&path, "[{\"name\": 1}]").unwrap();
+        assert!(Store(Some(path)).read().is_empty());
+        assert!(Store(None).read().is_empty());
+    }
+}
