@@ -4,6 +4,7 @@
 
 pub mod capability;
 pub mod exit_reason;
+pub mod field;
 pub mod vmcs12;
 
 pub use exit_reason::ExitReason;
