@@ -5,6 +5,7 @@
 pub mod capability;
 pub mod exit_reason;
 pub mod field;
+pub mod instruction;
 pub mod vmcs12;
 
 pub use exit_reason::ExitReason;
