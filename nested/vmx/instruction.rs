@@ -11,5 +11,6 @@
 //! VMFUNC is different: L2 executes it, and gets it from L0 without an exit to L1 ([`vmfunc`]).
 
 pub mod error;
+pub mod permission;
 
 pub use error::{Fault, InstructionError, Outcome, Refusal};
