@@ -10,7 +10,10 @@
 //!
 //! VMFUNC is different: L2 executes it, and gets it from L0 without an exit to L1 ([`vmfunc`]).
 
+pub mod address;
 pub mod error;
+pub mod operand;
 pub mod permission;
+pub mod segment;
 
 pub use error::{Fault, InstructionError, Outcome, Refusal};
