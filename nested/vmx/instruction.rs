@@ -14,6 +14,7 @@ pub mod address;
 pub mod error;
 pub mod operand;
 pub mod permission;
+pub mod pointer;
 pub mod segment;
 
 pub use error::{Fault, InstructionError, Outcome, Refusal};
