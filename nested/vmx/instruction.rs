@@ -10,6 +10,7 @@
 //!
 //! VMFUNC is different: L2 executes it, and gets it from L0 without an exit to L1 ([`vmfunc`]).
 
+pub mod access;
 pub mod address;
 pub mod error;
 pub mod operand;
