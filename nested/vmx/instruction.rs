@@ -13,6 +13,7 @@
 pub mod access;
 pub mod address;
 pub mod error;
+pub mod invalidate;
 pub mod operand;
 pub mod permission;
 pub mod pointer;
