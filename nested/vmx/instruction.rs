@@ -18,5 +18,6 @@ pub mod operand;
 pub mod permission;
 pub mod pointer;
 pub mod segment;
+pub mod vmfunc;
 
 pub use error::{Fault, InstructionError, Outcome, Refusal};
