@@ -4,9 +4,9 @@
 //!
 //! Each is made of steps that have no effect, in the order in which the processor takes them: what
 //! may execute it ([`permission`]), where its operand is ([`operand`], [`address`]), whether that
-//! can be accessed ([`segment`]), and whether it is good ([`pointer`], [`access`],
-//! [`invalidate`]). A step that fails says why by a [`Refusal`], which becomes a fault or an
-//! [`Outcome`].
+//! can be accessed ([`segment`]), and whether it is good ([`mod@pointer`], [`access`],
+//! [`invalidate`], [`launch`]). A step that fails says why by a [`Refusal`], which becomes a fault
+//! or an [`Outcome`].
 //!
 //! VMFUNC is different: L2 executes it, and gets it from L0 without an exit to L1 ([`vmfunc`]).
 
@@ -14,6 +14,7 @@ pub mod access;
 pub mod address;
 pub mod error;
 pub mod invalidate;
+pub mod launch;
 pub mod operand;
 pub mod permission;
 pub mod pointer;
