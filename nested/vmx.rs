@@ -3,7 +3,10 @@
 //! VMX: the virtualization of Intel processors.
 
 pub mod capability;
+pub mod eptp;
 pub mod exit_reason;
+pub mod field;
+pub mod instruction;
 pub mod vmcs12;
 
 pub use exit_reason::ExitReason;

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! EPT pointers of L1, and what `IA32_VMX_EPT_VPID_CAP` says.
+
+use crate::address::Gpa;
+
+/// `IA32_VMX_EPT_VPID_CAP` (SDM, "VPID and EPT Capabilities").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EptVpidCapability(u64);
+
+impl EptVpidCapability {
+    /// Execute-only translations.
+    pub const EXECUTE_ONLY: u64 = 1 << 0;
+    /// Page walks of 4 levels.
+    pub const WALK_4: u64 = 1 << 6;
+    /// Page walks of 5 levels.
+    pub const WALK_5: u64 = 1 << 7;
+    /// Uncacheable paging structures.
+    pub const UNCACHEABLE: u64 = 1 << 8;
+    /// Write-back paging structures.
+    pub const WRITE_BACK: u64 = 1 << 14;
+    /// INVEPT.
+    pub const INVEPT: u64 = 1 << 20;
+    /// Accessed and dirty flags.
+    pub const ACCESSED_DIRTY: u64 = 1 << 21;
+    /// INVEPT of a single context.
+    pub const INVEPT_SINGLE_CONTEXT: u64 = 1 << 25;
+    /// INVEPT of all contexts.
+    pub const INVEPT_ALL_CONTEXTS: u64 = 1 << 26;
+    /// INVVPID.
+    pub const INVVPID: u64 = 1 << 32;
+    /// INVVPID of an individual address.
+    pub const INVVPID_INDIVIDUAL_ADDRESS: u64 = 1 << 40;
+    /// INVVPID of a single context.
+    pub const INVVPID_SINGLE_CONTEXT: u64 = 1 << 41;
+    /// INVVPID of all contexts.
+    pub const INVVPID_ALL_CONTEXTS: u64 = 1 << 42;
+    /// INVVPID of a single context except for global translations.
+    pub const INVVPID_SINGLE_CONTEXT_RETAINING_GLOBALS: u64 = 1 << 43;
+
+    /// Takes the value of the MSR.
+    pub const fn new(msr: u64) -> Self {
+        Self(msr)
+    }
+
+    /// Returns whether all of the features are there.
+    pub const fn has(self, features: u64) -> bool {
+        self.0 & features == features
+    }
+}
+
+/// An EPT pointer that has passed its checks, so that an entry could use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Eptp(u64);
+
+impl Eptp {
+    const MEMORY_TYPE: u64 = 0x7;
+    const WALK_LENGTH: u64 = 0x38;
+    const ACCESSED_DIRTY: u64 = 1 << 6;
+    const RESERVED: u64 = 0xf80;
+
+    /// Checks a number that L1 supplies.
+    pub fn new(
+        raw: u64,
+        capability: EptVpidCapability,
+        physical_address_width: u32,
+    ) -> Result<Self, EptpCheck> {
+        check_eptp(raw, capability, physical_address_width).map(|()| Self(raw))
+    }
+
+    /// Returns the number.
+    pub const fn into_raw(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the address of the top-level table.
+    pub const fn table(self) -> Gpa {
+        Gpa::from_raw(self.0).page()
+    }
+
+    /// Returns whether the tables have accessed and dirty flags.
+    pub const fn has_accessed_dirty(self) -> bool {
+        self.0 & Self::ACCESSED_DIRTY != 0
+    }
+}
+
+consistency_checks! {
+    /// Checks an EPT pointer (SDM, "Checks on VM-Execution Control Fields").
+    pub fn check_eptp(
+        raw: u64,
+        capability: EptVpidCapability,
+        physical_address_width: u32,
+    ) -> Result<(), EptpCheck> {
+        /// The memory type of the paging structures is not one that there is.
+        MemoryType: !match raw & Eptp::MEMORY_TYPE {
+            0 => capability.has(EptVpidCapability::UNCACHEABLE),
+            6 => capability.has(EptVpidCapability::WRITE_BACK),
+            _ => false,
+        },
+        /// The length of page walks, less 1, is not one that there is.
+        WalkLength: !match (raw & Eptp::WALK_LENGTH) >> 3 {
+            3 => capability.has(EptVpidCapability::WALK_4),
+            4 => capability.has(EptVpidCapability::WALK_5),
+            _ => false,
+        },
+        /// A reserved bit is set.
+        Reserved: raw & Eptp::RESERVED != 0,
+        /// The address is too wide.
+        Address: !Gpa::from_raw(raw).fits(physical_address_width),
+        /// There are no accessed and dirty flags.
+        AccessedDirty: raw & Eptp::ACCESSED_DIRTY != 0
+            && !capability.has(EptVpidCapability::ACCESSED_DIRTY),
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_eptp))]
+mod tests {
+    use super::*;
+
+    const ALL: EptVpidCapability = EptVpidCapability::new(u64::MAX);
+    const WIDTH: u32 = 40;
+
+    #[test]
+    fn good_pointers_are_taken() {
+        for raw in [
+            0x1234_5018,
+            0x1234_501e,
+            0x1234_505e,
+            0x1234_5026,
+            0xff_ffff_f01e,
+        ] {
+            let eptp = Eptp::new(raw, ALL, WIDTH);
+
+            assert_eq!(eptp.map(Eptp::into_raw), Ok(raw));
+            assert_eq!(eptp.map(Eptp::table), Ok(Gpa::from_raw(raw & !0xfff)));
+            assert_eq!(
+                eptp.map(Eptp::has_accessed_dirty),
+                Ok(raw & Eptp::ACCESSED_DIRTY != 0)
+            );
+        }
+    }
+
+    #[test]
+    fn each_violation_is_found() {
+        for (raw, check) in [
+            (0x1019, EptpCheck::MemoryType),
+            (0x1016, EptpCheck::WalkLength),
+            (0x102e, EptpCheck::WalkLength),
+            (0x109e, EptpCheck::Reserved),
+            (0x181e, EptpCheck::Reserved),
+            (0x100_0000_001e, EptpCheck::Address),
+            (1 << 63 | 0x1e, EptpCheck::Address),
+        ] {
+            assert_eq!(Eptp::new(raw, ALL, WIDTH), Err(check));
+        }
+    }
+
+    #[test]
+    fn what_the_processor_does_not_have_is_a_violation() {
+        for (raw, missing, check) in [
+            (
+                0x1018,
+                EptVpidCapability::UNCACHEABLE,
+                EptpCheck::MemoryType,
+            ),
+            (0x101e, EptVpidCapability::WRITE_BACK, EptpCheck::MemoryType),
+            (0x101e, EptVpidCapability::WALK_4, EptpCheck::WalkLength),
+            (0x1026, EptVpidCapability::WALK_5, EptpCheck::WalkLength),
+            (
+                0x105e,
+                EptVpidCapability::ACCESSED_DIRTY,
+                EptpCheck::AccessedDirty,
+            ),
+        ] {
+            let capability = EptVpidCapability::new(!missing);
+
+            assert!(Eptp::new(raw, ALL, WIDTH).is_ok());
+            assert_eq!(Eptp::new(raw, capability, WIDTH), Err(check));
+        }
+    }
+}
