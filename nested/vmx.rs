@@ -3,6 +3,7 @@
 //! VMX: the virtualization of Intel processors.
 
 pub mod capability;
+pub mod check;
 pub mod controls;
 pub mod exit_reason;
 pub mod vmcs12;

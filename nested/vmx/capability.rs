@@ -10,6 +10,9 @@ pub use msrs::{Msr, Msrs};
 pub use offer::{Enabled, Host, PREEMPTION_TIMER_RATE};
 pub use restrict::Refusal;
 
+#[cfg(any(test, CONFIG_KUNIT))]
+pub(in crate::vmx) use offer::hosts;
+
 /// The words of the VMX capability MSRs that enumerate features (SDM, "VMX Capability Reporting
 /// Facility").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
