@@ -251,12 +251,14 @@ mod tests {
     impl Case {
         /// Returns the check that VM entry fails.
         pub(in crate::vmx) fn failure(&self) -> Option<Failure> {
+            let mut passed = Passed::NONE;
+
             check_vm_entry(
                 &self.vmcs12,
                 self.current,
                 &self.processor(),
                 &self.memory,
-                &mut Passed::NONE,
+                &mut passed,
             )
             .err()
         }

@@ -134,3 +134,133 @@ consistency_checks! {
             && !processor.is_canonical(vmcs12.host_ssp),
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_host_state))]
+mod tests {
+    use super::*;
+    use crate::vmx::{
+        check::{
+            valid::{Case, NON_CANONICAL, TOO_WIDE},
+            Failure,
+        },
+        controls::{Entry, Exit},
+    };
+
+    /// Makes the smallest change that violates `check`.
+    fn violate(check: HostStateCheck, case: &mut Case) {
+        use HostStateCheck as Check;
+
+        if matches!(
+            check,
+            Check::SsNull
+                | Check::GuestIn64Bit
+                | Check::PcideIn32Bit
+                | Check::RipIn32Bit
+                | Check::SCetIn32Bit
+                | Check::SspIn32Bit
+        ) {
+            case.make_l1_32bit();
+        }
+        let vmcs12 = &mut case.vmcs12;
+
+        match check {
+            Check::Cr0Fixed => vmcs12.host_cr0 &= !(1 << 5),
+            Check::Cr4Fixed => vmcs12.host_cr4 &= !(1 << 13),
+            Check::CetWithoutWp => vmcs12.host_cr0 &= !CR0_WP,
+            Check::Cr3Reserved => vmcs12.host_cr3 |= TOO_WIDE,
+            Check::SysenterEsp => vmcs12.host_ia32_sysenter_esp = NON_CANONICAL,
+            Check::SysenterEip => vmcs12.host_ia32_sysenter_eip = NON_CANONICAL,
+            Check::PerfGlobalCtrl => vmcs12.host_ia32_perf_global_ctrl |= 1 << 4,
+            Check::Pat => vmcs12.host_ia32_pat = 2,
+            Check::EferReserved => vmcs12.host_ia32_efer |= 1 << 1,
+            Check::EferLma => vmcs12.host_ia32_efer ^= EFER_LMA,
+            Check::EferLme => vmcs12.host_ia32_efer ^= EFER_LME,
+            Check::SCetReserved => vmcs12.host_s_cet |= 1 << 6,
+            Check::SCetSuppress => vmcs12.host_s_cet |= 3 << 10,
+            Check::SspAlignment => vmcs12.host_ssp |= 2,
+            Check::SspTable => vmcs12.host_ssp_tbl = NON_CANONICAL,
+            Check::CsSelector => vmcs12.host_cs_selector |= 1,
+            Check::SsSelector => vmcs12.host_ss_selector |= 2,
+            Check::DsSelector => vmcs12.host_ds_selector |= 4,
+            Check::EsSelector => vmcs12.host_es_selector |= 1,
+            Check::FsSelector => vmcs12.host_fs_selector |= 1,
+            Check::GsSelector => vmcs12.host_gs_selector |= 1,
+            Check::TrSelector => vmcs12.host_tr_selector |= 4,
+            Check::CsNull => vmcs12.host_cs_selector = 0,
+            Check::TrNull => vmcs12.host_tr_selector = 0,
+            Check::SsNull => vmcs12.host_ss_selector = 0,
+            Check::FsBase => vmcs12.host_fs_base = NON_CANONICAL,
+            Check::GsBase => vmcs12.host_gs_base = NON_CANONICAL,
+            Check::GdtrBase => vmcs12.host_gdtr_base = NON_CANONICAL,
+            Check::IdtrBase => vmcs12.host_idtr_base = NON_CANONICAL,
+            Check::TrBase => vmcs12.host_tr_base = NON_CANONICAL,
+            Check::AddressSpaceSize => case.mode = Mode::Legacy,
+            Check::GuestIn64Bit => vmcs12.vm_entry_controls |= Entry::IA32E_MODE.into_raw(),
+            Check::PcideIn32Bit => vmcs12.host_cr4 |= CR4_PCIDE,
+            Check::RipIn32Bit => vmcs12.host_rip |= 1 << 32,
+            Check::SCetIn32Bit => vmcs12.host_s_cet |= 1 << 32,
+            Check::SspIn32Bit => vmcs12.host_ssp |= 1 << 32,
+            Check::PaeIn64Bit => vmcs12.host_cr4 &= !CR4_PAE,
+            Check::RipIn64Bit => vmcs12.host_rip = NON_CANONICAL,
+            Check::SCetIn64Bit => vmcs12.host_s_cet = NON_CANONICAL,
+            Check::SspIn64Bit => vmcs12.host_ssp = NON_CANONICAL,
+        }
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        for &check in HostStateCheck::ALL {
+            let mut case = Case::new();
+
+            violate(check, &mut case);
+            assert_eq!(case.failure(), Some(Failure::HostState(check)));
+        }
+    }
+
+    #[test]
+    fn cr4_has_no_feature_that_l1_lacks() {
+        let mut case = Case::new();
+
+        case.vmcs12.host_cr4 |= 1 << 21;
+        assert_eq!(
+            case.failure(),
+            Some(Failure::HostState(HostStateCheck::Cr4Fixed))
+        );
+    }
+
+    #[test]
+    fn registers_that_are_not_loaded_are_ignored() {
+        let mut case = Case::new();
+
+        case.vmcs12.vm_exit_controls &= !Exit::LOAD_IA32_PERF_GLOBAL_CTRL
+            .with(Exit::LOAD_IA32_PAT)
+            .with(Exit::LOAD_IA32_EFER)
+            .with(Exit::LOAD_CET_STATE)
+            .into_raw();
+        case.vmcs12.host_ia32_perf_global_ctrl = u64::MAX;
+        case.vmcs12.host_ia32_pat = u64::MAX;
+        case.vmcs12.host_ia32_efer = u64::MAX;
+        case.vmcs12.host_s_cet = u64::MAX;
+        case.vmcs12.host_ssp = u64::MAX;
+        case.vmcs12.host_ssp_tbl = NON_CANONICAL;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn rip_is_checked_in_the_paging_mode_of_l1_after_the_exit() {
+        let mut case = Case::new();
+
+        case.vmcs12.host_rip = NON_CANONICAL;
+        case.vmcs12.host_cr4 |= CR4_LA57;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn ss_may_be_null_in_64_bit_mode() {
+        let mut case = Case::new();
+
+        case.vmcs12.host_ss_selector = 0;
+        assert_eq!(case.failure(), None);
+    }
+}

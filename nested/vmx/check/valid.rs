@@ -138,6 +138,28 @@ impl Case {
         self.vmcs12.guest_ssp = 0x1000;
     }
 
+    /// Takes EPT from L2, and what needs it.
+    pub(in crate::vmx) fn without_ept(&mut self) {
+        self.clear(
+            Secondary::ENABLE_EPT
+                .with(Secondary::UNRESTRICTED_GUEST)
+                .with(Secondary::ENABLE_VMFUNC)
+                .with(Secondary::ENABLE_PML)
+                .with(Secondary::MODE_BASED_EPT_EXEC),
+        );
+    }
+
+    /// Takes the TPR shadow from L2, and what needs it.
+    pub(in crate::vmx) fn without_tpr_shadow(&mut self) {
+        self.vmcs12.pin_based_vm_exec_control &= !Pin::POSTED_INTR.into_raw();
+        self.vmcs12.cpu_based_vm_exec_control &= !Primary::TPR_SHADOW.into_raw();
+        self.clear(
+            Secondary::VIRTUALIZE_X2APIC_MODE
+                .with(Secondary::APIC_REGISTER_VIRT)
+                .with(Secondary::VIRTUAL_INTR_DELIVERY),
+        );
+    }
+
     /// Injects an event.
     pub(in crate::vmx) fn inject(&mut self, kind: u32, vector: u32) {
         self.vmcs12.vm_entry_intr_info_field = 1 << 31 | kind << 8 | vector;

@@ -27,3 +27,34 @@ consistency_checks! {
             ),
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_entry))]
+mod tests {
+    use super::*;
+    use crate::vmx::check::{
+        valid::{Case, TOO_WIDE},
+        ControlCheck, Failure,
+    };
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        for &check in EntryControlCheck::ALL {
+            let mut case = Case::new();
+            let vmcs12 = &mut case.vmcs12;
+
+            match check {
+                EntryControlCheck::EntryReserved => vmcs12.vm_entry_controls &= !1,
+                EntryControlCheck::MsrLoadCount => vmcs12.vm_entry_msr_load_count = 513,
+                EntryControlCheck::MsrLoadAddress => {
+                    vmcs12.vm_entry_msr_load_addr = TOO_WIDE - 16;
+                    vmcs12.vm_entry_msr_load_count = 2;
+                }
+            }
+            assert_eq!(
+                case.failure(),
+                Some(Failure::Controls(ControlCheck::Entry(check)))
+            );
+        }
+    }
+}

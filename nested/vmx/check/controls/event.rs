@@ -164,3 +164,133 @@ consistency_checks! {
             && processor.msrs.misc_low & misc::ZERO_LEN_INS == 0,
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_event))]
+mod tests {
+    use super::*;
+    use crate::vmx::{
+        check::{valid::Case, ControlCheck, Failure, CR0_PG},
+        controls::{Entry, Primary},
+    };
+
+    const ERROR_CODE: u32 = 1 << 11;
+
+    /// Makes the smallest change that violates `check`.
+    fn violate(check: EventInjectionCheck, case: &mut Case) {
+        use EventInjectionCheck as Check;
+
+        match check {
+            Check::TypeReserved => case.inject(Event::RESERVED, 0),
+            Check::OtherEvent => {
+                case.inject(Event::OTHER, 0);
+                case.msrs.procbased_ctls_high &= !Primary::MONITOR_TRAP_FLAG.into_raw();
+            }
+            Check::NmiVector => case.inject(Event::NMI, 3),
+            Check::ExceptionVector => case.inject(Event::HARDWARE_EXCEPTION, 32),
+            Check::OtherEventVector => case.inject(Event::OTHER, 1),
+            Check::ErrorCodeUnexpected => {
+                case.inject(Event::EXTERNAL_INTERRUPT, 0x20);
+                case.vmcs12.vm_entry_intr_info_field |= ERROR_CODE;
+            }
+            Check::ErrorCodeOfVector => {
+                case.inject(Event::HARDWARE_EXCEPTION, 13);
+                case.msrs.basic &= !basic::NO_HW_ERROR_CODE_CC;
+            }
+            Check::Reserved => {
+                case.inject(Event::EXTERNAL_INTERRUPT, 0x20);
+                case.vmcs12.vm_entry_intr_info_field |= 1 << 12;
+            }
+            Check::ErrorCode => {
+                case.inject(Event::HARDWARE_EXCEPTION, 13);
+                case.vmcs12.vm_entry_intr_info_field |= ERROR_CODE;
+                case.vmcs12.vm_entry_exception_error_code = 1 << 16;
+            }
+            Check::InstructionLength => {
+                case.inject(Event::SOFTWARE_INTERRUPT, 0x80);
+                case.vmcs12.vm_entry_instruction_len = 16;
+            }
+            Check::InstructionLengthZero => case.inject(Event::SOFTWARE_EXCEPTION, 3),
+        }
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        for &check in EventInjectionCheck::ALL {
+            let mut case = Case::new();
+
+            violate(check, &mut case);
+            assert_eq!(
+                case.failure(),
+                Some(Failure::Controls(ControlCheck::Event(check)))
+            );
+        }
+    }
+
+    #[test]
+    fn an_invalid_event_is_no_event() {
+        let mut case = Case::new();
+
+        case.vmcs12.vm_entry_intr_info_field = !(1 << 31);
+        case.vmcs12.vm_entry_instruction_len = u32::MAX;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn events_of_each_type_are_valid() {
+        for (kind, vector) in [
+            (Event::EXTERNAL_INTERRUPT, 0x20),
+            (Event::NMI, 2),
+            (Event::HARDWARE_EXCEPTION, 6),
+            (Event::SOFTWARE_INTERRUPT, 0x80),
+            (Event::PRIVILEGED_SOFTWARE_EXCEPTION, 1),
+            (Event::SOFTWARE_EXCEPTION, 3),
+            (Event::OTHER, 0),
+        ] {
+            let mut case = Case::new();
+
+            case.inject(kind, vector);
+            case.vmcs12.vm_entry_instruction_len = 1;
+            assert_eq!(case.failure(), None);
+        }
+    }
+
+    #[test]
+    fn software_events_of_length_0_need_support() {
+        let mut case = Case::new();
+
+        case.inject(Event::SOFTWARE_INTERRUPT, 0x80);
+        case.msrs.misc_low |= misc::ZERO_LEN_INS;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn exceptions_with_an_error_code_are_those_of_the_manual() {
+        for vector in 0..=u8::MAX {
+            assert_eq!(
+                Event(u32::from(vector)).has_error_code(),
+                matches!(vector, 8 | 10..=14 | 17)
+            );
+        }
+    }
+
+    #[test]
+    fn real_mode_has_no_error_codes() {
+        let mut case = Case::new();
+
+        case.make_l2_32bit();
+        case.msrs.basic &= !basic::NO_HW_ERROR_CODE_CC;
+        case.vmcs12.guest_cr0 &= !(CR0_PE | CR0_PG);
+        case.inject(Event::HARDWARE_EXCEPTION, 13);
+        assert_eq!(case.vmcs12.entry().contains(Entry::IA32E_MODE), false);
+        assert_eq!(case.failure(), None);
+
+        case.vmcs12.vm_entry_intr_info_field |= ERROR_CODE;
+        assert_eq!(
+            case.failure(),
+            Some(Failure::Controls(ControlCheck::Event(
+                EventInjectionCheck::ErrorCodeUnexpected
+            )))
+        );
+    }
+}

@@ -149,3 +149,199 @@ consistency_checks! {
         Address: !Gpa::from_raw(eptp).fits(processor.physical_address_width),
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_execution))]
+mod tests {
+    use super::*;
+    use crate::vmx::{
+        check::{
+            valid::{Case, TOO_WIDE},
+            ControlCheck, Failure,
+        },
+        controls::{Exit, Pin, Primary},
+    };
+
+    /// Makes the smallest change that violates `check`.
+    fn violate(check: ExecutionControlCheck, case: &mut Case) {
+        use ExecutionControlCheck as Check;
+
+        match check {
+            Check::PinReserved => case.vmcs12.pin_based_vm_exec_control |= 1 << 8,
+            Check::PrimaryReserved => case.vmcs12.cpu_based_vm_exec_control &= !(1 << 1),
+            Check::SecondaryReserved => case.set(Secondary::EPT_VIOLATION_VE),
+            Check::Cr3TargetCount => case.vmcs12.cr3_target_count = 1,
+            Check::IoBitmapA => case.vmcs12.io_bitmap_a |= 1,
+            Check::IoBitmapB => case.vmcs12.io_bitmap_b |= TOO_WIDE,
+            Check::MsrBitmap => case.vmcs12.msr_bitmap |= 1 << 11,
+            Check::VirtualApicAddress => case.vmcs12.virtual_apic_page_addr |= 8,
+            Check::TprThreshold => {
+                case.vmcs12.pin_based_vm_exec_control &= !Pin::POSTED_INTR.into_raw();
+                case.clear(Secondary::VIRTUAL_INTR_DELIVERY);
+                case.vmcs12.tpr_threshold = 0x10;
+            }
+            Check::X2apicWithoutTprShadow => {
+                case.without_tpr_shadow();
+                case.set(Secondary::VIRTUALIZE_X2APIC_MODE);
+            }
+            Check::ApicRegistersWithoutTprShadow => {
+                case.without_tpr_shadow();
+                case.set(Secondary::APIC_REGISTER_VIRT);
+            }
+            Check::InterruptDeliveryWithoutTprShadow => {
+                case.without_tpr_shadow();
+                case.set(Secondary::VIRTUAL_INTR_DELIVERY);
+            }
+            Check::VirtualNmisWithoutNmiExiting => {
+                case.vmcs12.pin_based_vm_exec_control &= !Pin::NMI_EXITING.into_raw();
+            }
+            Check::NmiWindowWithoutVirtualNmis => {
+                case.vmcs12.pin_based_vm_exec_control &= !Pin::VIRTUAL_NMIS.into_raw();
+            }
+            Check::ApicAccessAddress => {
+                case.clear(Secondary::VIRTUALIZE_X2APIC_MODE);
+                case.set(Secondary::VIRTUALIZE_APIC_ACCESSES);
+                case.vmcs12.apic_access_addr |= 1;
+            }
+            Check::X2apicWithApicAccesses => case.set(Secondary::VIRTUALIZE_APIC_ACCESSES),
+            Check::InterruptDeliveryWithoutExiting => {
+                case.vmcs12.pin_based_vm_exec_control &= !Pin::EXT_INTR_MASK.into_raw();
+            }
+            Check::PostedInterruptsWithoutDelivery => {
+                case.clear(Secondary::VIRTUAL_INTR_DELIVERY);
+            }
+            Check::PostedInterruptsWithoutAcknowledge => {
+                case.vmcs12.vm_exit_controls &= !Exit::ACK_INTR_ON_EXIT.into_raw();
+            }
+            Check::PostedInterruptVector => case.vmcs12.posted_intr_nv = 0x100,
+            Check::PostedInterruptDescriptor => case.vmcs12.posted_intr_desc_addr |= 1 << 5,
+            Check::Vpid => case.vmcs12.virtual_processor_id = 0,
+            Check::PmlWithoutEpt => {
+                case.without_ept();
+                case.set(Secondary::ENABLE_PML);
+            }
+            Check::PmlAddress => case.vmcs12.pml_address |= 1,
+            Check::UnrestrictedGuestWithoutEpt => {
+                case.without_ept();
+                case.set(Secondary::UNRESTRICTED_GUEST);
+            }
+            Check::ModeBasedExecuteWithoutEpt => {
+                case.without_ept();
+                case.set(Secondary::MODE_BASED_EPT_EXEC);
+            }
+            Check::VmFunctionReserved => case.vmcs12.vm_function_control |= 1 << 1,
+            Check::EptpSwitchingWithoutEpt => {
+                case.without_ept();
+                case.set(Secondary::ENABLE_VMFUNC);
+            }
+            Check::EptpListAddress => case.vmcs12.eptp_list_address |= 1,
+            Check::VmreadBitmap => case.vmcs12.vmread_bitmap |= 1,
+            Check::VmwriteBitmap => case.vmcs12.vmwrite_bitmap |= 1,
+            Check::TscMultiplier => case.vmcs12.tsc_multiplier = 0,
+        }
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        for &check in ExecutionControlCheck::ALL {
+            let mut case = Case::new();
+
+            violate(check, &mut case);
+            assert_eq!(
+                case.failure(),
+                Some(Failure::Controls(ControlCheck::Execution(check)))
+            );
+        }
+    }
+
+    #[test]
+    fn addresses_of_what_is_not_used_are_ignored() {
+        let mut case = Case::new();
+
+        case.without_ept();
+        case.without_tpr_shadow();
+        case.clear(
+            Secondary::SHADOW_VMCS
+                .with(Secondary::ENABLE_VPID)
+                .with(Secondary::TSC_SCALING),
+        );
+        case.vmcs12.cpu_based_vm_exec_control &=
+            !(Primary::USE_IO_BITMAPS.with(Primary::USE_MSR_BITMAPS)).into_raw();
+        case.vmcs12.vmcs_link_pointer = u64::MAX;
+        for address in [
+            &mut case.vmcs12.io_bitmap_a,
+            &mut case.vmcs12.io_bitmap_b,
+            &mut case.vmcs12.msr_bitmap,
+            &mut case.vmcs12.virtual_apic_page_addr,
+            &mut case.vmcs12.apic_access_addr,
+            &mut case.vmcs12.posted_intr_desc_addr,
+            &mut case.vmcs12.ept_pointer,
+            &mut case.vmcs12.pml_address,
+            &mut case.vmcs12.vm_function_control,
+            &mut case.vmcs12.eptp_list_address,
+            &mut case.vmcs12.vmread_bitmap,
+            &mut case.vmcs12.vmwrite_bitmap,
+        ] {
+            *address = u64::MAX;
+        }
+        case.vmcs12.tpr_threshold = u32::MAX;
+        case.vmcs12.posted_intr_nv = u16::MAX;
+        case.vmcs12.virtual_processor_id = 0;
+        case.vmcs12.tsc_multiplier = 0;
+        assert_eq!(case.failure(), None);
+
+        // Nor do secondary controls count that are not activated.
+        case.vmcs12.cpu_based_vm_exec_control &= !Primary::ACTIVATE_SECONDARY_CONTROLS.into_raw();
+        case.vmcs12.secondary_vm_exec_control = u32::MAX;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn the_posted_interrupt_descriptor_is_within_the_physical_addresses() {
+        let mut case = Case::new();
+
+        case.vmcs12.posted_intr_desc_addr = TOO_WIDE;
+        assert_eq!(
+            case.failure(),
+            Some(Failure::Controls(ControlCheck::Execution(
+                ExecutionControlCheck::PostedInterruptDescriptor
+            )))
+        );
+        case.vmcs12.posted_intr_desc_addr = TOO_WIDE - 64;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_on_an_ept_pointer_is_named() {
+        for &check in EptPointerCheck::ALL {
+            let mut case = Case::new();
+            let eptp = &mut case.vmcs12.ept_pointer;
+
+            match check {
+                EptPointerCheck::MemoryType => *eptp &= !EPTP_MEMORY_TYPE,
+                EptPointerCheck::PageWalkLength => *eptp ^= 1 << 3,
+                EptPointerCheck::AccessedDirty => case.msrs.ept_caps &= !ept::AD,
+                EptPointerCheck::Reserved => *eptp |= 1 << 7,
+                EptPointerCheck::Address => *eptp |= TOO_WIDE,
+            }
+            assert_eq!(
+                case.failure(),
+                Some(Failure::Controls(ControlCheck::EptPointer(check)))
+            );
+        }
+    }
+
+    #[test]
+    fn an_ept_pointer_has_what_the_processor_supports() {
+        let case = Case::new();
+        let valid = |eptp| check_ept_pointer(eptp, &case.processor()).is_ok();
+
+        assert_eq!(
+            (0..0x1000).filter(|&low| valid(low)).count(),
+            // Write-back, length 4 or 5, with or without accessed and dirty flags.
+            4
+        );
+        assert!(valid(EPTP_PAGE_WALK_4 | EPTP_WB));
+        assert!(valid(EPTP_PAGE_WALK_5 | EPTP_WB | EPTP_AD));
+    }
+}

@@ -100,3 +100,133 @@ consistency_checks! {
             && (vmcs12.guest_ia32_efer & EFER_LME != 0) != vmcs12.entry().ia32e_mode_guest(),
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_guest_registers))]
+mod tests {
+    use super::*;
+    use crate::vmx::{
+        check::{
+            valid::{Case, NON_CANONICAL, TOO_WIDE},
+            Failure, GuestStateCheck,
+        },
+        controls::Entry,
+    };
+
+    /// Makes the smallest change that violates `check`.
+    fn violate(check: RegisterCheck, case: &mut Case) {
+        use RegisterCheck as Check;
+
+        if check == Check::PcideWithoutIa32e {
+            case.make_l2_32bit();
+        }
+        let vmcs12 = &mut case.vmcs12;
+
+        match check {
+            Check::Cr0Fixed => vmcs12.guest_cr0 &= !(1 << 5),
+            Check::PagingWithoutProtection => vmcs12.guest_cr0 &= !CR0_PE,
+            Check::Cr4Fixed => vmcs12.guest_cr4 &= !(1 << 13),
+            Check::CetWithoutWp => vmcs12.guest_cr0 &= !CR0_WP,
+            Check::Debugctl => vmcs12.guest_ia32_debugctl |= 1 << 2,
+            Check::Ia32eWithoutPaging => vmcs12.guest_cr0 &= !CR0_PG,
+            Check::Ia32eWithoutPae => vmcs12.guest_cr4 &= !CR4_PAE,
+            Check::PcideWithoutIa32e => vmcs12.guest_cr4 |= CR4_PCIDE,
+            Check::Cr3Reserved => vmcs12.guest_cr3 |= TOO_WIDE,
+            Check::Dr7 => vmcs12.guest_dr7 |= 1 << 32,
+            Check::SysenterEsp => vmcs12.guest_sysenter_esp = NON_CANONICAL,
+            Check::SysenterEip => vmcs12.guest_sysenter_eip = NON_CANONICAL,
+            Check::SCetCanonical => vmcs12.guest_s_cet = NON_CANONICAL,
+            Check::SCetReserved => vmcs12.guest_s_cet |= 1 << 9,
+            Check::SCetSuppress => vmcs12.guest_s_cet |= 3 << 10,
+            Check::SspTable => vmcs12.guest_ssp_tbl = NON_CANONICAL,
+            Check::PerfGlobalCtrl => vmcs12.guest_ia32_perf_global_ctrl |= 1 << 4,
+            Check::Pat => vmcs12.guest_ia32_pat = 3,
+            Check::BndcfgsReserved => vmcs12.guest_bndcfgs |= 1 << 2,
+            Check::BndcfgsBase => vmcs12.guest_bndcfgs |= NON_CANONICAL,
+            Check::GdtrBase => vmcs12.guest_gdtr_base = NON_CANONICAL,
+            Check::IdtrBase => vmcs12.guest_idtr_base = NON_CANONICAL,
+            Check::GdtrLimit => vmcs12.guest_gdtr_limit |= 1 << 16,
+            Check::IdtrLimit => vmcs12.guest_idtr_limit |= 1 << 31,
+        }
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        for &check in RegisterCheck::ALL {
+            let mut case = Case::new();
+
+            violate(check, &mut case);
+            assert_eq!(
+                case.failure(),
+                Some(Failure::GuestState(GuestStateCheck::Registers(check)))
+            );
+        }
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_on_efer_is_named() {
+        for &check in EferCheck::ALL {
+            let mut case = Case::new();
+
+            case.vmcs12.guest_ia32_efer ^= match check {
+                EferCheck::EferReserved => 1 << 1,
+                EferCheck::EferLma => EFER_LMA,
+                EferCheck::EferLme => EFER_LME,
+            };
+            assert_eq!(
+                case.failure(),
+                Some(Failure::GuestState(GuestStateCheck::Efer(check)))
+            );
+        }
+    }
+
+    #[test]
+    fn lme_is_free_without_paging() {
+        let mut case = Case::new();
+
+        case.make_l2_32bit();
+        case.vmcs12.guest_cr0 &= !CR0_PG;
+        case.vmcs12.guest_ia32_efer = EFER_LME;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn only_an_unrestricted_guest_is_without_paging() {
+        let mut case = Case::new();
+
+        case.make_l2_32bit();
+        case.vmcs12.guest_cr0 &= !CR0_PG;
+        assert_eq!(case.failure(), None);
+
+        case.restrict_guest();
+        assert_eq!(
+            case.failure(),
+            Some(Failure::GuestState(GuestStateCheck::Registers(
+                RegisterCheck::Cr0Fixed
+            )))
+        );
+    }
+
+    #[test]
+    fn registers_that_are_not_loaded_are_ignored() {
+        let mut case = Case::new();
+
+        case.vmcs12.vm_entry_controls &= !Entry::LOAD_DEBUG_CONTROLS
+            .with(Entry::LOAD_IA32_PERF_GLOBAL_CTRL)
+            .with(Entry::LOAD_IA32_PAT)
+            .with(Entry::LOAD_IA32_EFER)
+            .with(Entry::LOAD_BNDCFGS)
+            .with(Entry::LOAD_CET_STATE)
+            .into_raw();
+        case.vmcs12.guest_ia32_debugctl = u64::MAX;
+        case.vmcs12.guest_dr7 = u64::MAX;
+        case.vmcs12.guest_ia32_perf_global_ctrl = u64::MAX;
+        case.vmcs12.guest_ia32_pat = u64::MAX;
+        case.vmcs12.guest_ia32_efer = u64::MAX;
+        case.vmcs12.guest_bndcfgs = u64::MAX;
+        case.vmcs12.guest_s_cet = u64::MAX;
+        case.vmcs12.guest_ssp = u64::MAX;
+        case.vmcs12.guest_ssp_tbl = NON_CANONICAL;
+        assert_eq!(case.failure(), None);
+    }
+}
