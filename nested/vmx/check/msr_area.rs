@@ -142,3 +142,178 @@ pub fn read<M: GuestMemory>(area: Gpa, index: u32, memory: &M) -> Option<MsrEntr
     memory.read(address, &mut bytes).ok()?;
     Some(MsrEntry::from_bytes(bytes))
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_msr_area))]
+mod tests {
+    use super::*;
+    use crate::vmx::check::valid::Case;
+
+    const IA32_PAT: u32 = 0x277;
+
+    fn entry(index: u32) -> MsrEntry {
+        MsrEntry {
+            index,
+            reserved: 0,
+            value: 0,
+        }
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_on_loading_is_named() {
+        use MsrEntryCheck as Check;
+
+        let case = Case::new();
+
+        for &check in MsrEntryCheck::ALL {
+            let entry = match check {
+                Check::FsBase => entry(msr::FS_BASE),
+                Check::GsBase => entry(msr::GS_BASE),
+                Check::SmmMonitorCtl => entry(msr::IA32_SMM_MONITOR_CTL),
+                Check::X2apic => entry(0x808),
+                Check::MicrocodeUpdate => entry(msr::IA32_UCODE_WRITE),
+                Check::MicrocodeRevision => entry(msr::IA32_UCODE_REV),
+                Check::Reserved => MsrEntry {
+                    reserved: 1,
+                    ..entry(IA32_PAT)
+                },
+            };
+            assert_eq!(check_load(entry, &case.processor()), Err(check));
+        }
+        assert_eq!(check_load(entry(IA32_PAT), &case.processor()), Ok(()));
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_on_storing_is_named() {
+        use MsrStoreCheck as Check;
+
+        let case = Case::new();
+
+        for &check in MsrStoreCheck::ALL {
+            let entry = match check {
+                Check::Smbase => entry(msr::IA32_SMBASE),
+                Check::X2apic => entry(0x8ff),
+                Check::MicrocodeUpdate => entry(msr::IA32_UCODE_WRITE),
+                Check::MicrocodeRevision => entry(msr::IA32_UCODE_REV),
+                Check::Reserved => MsrEntry {
+                    reserved: 1 << 31,
+                    ..entry(IA32_PAT)
+                },
+            };
+            assert_eq!(check_store(entry, &case.processor()), Err(check));
+        }
+        for index in [IA32_PAT, msr::FS_BASE, msr::GS_BASE] {
+            assert_eq!(check_store(entry(index), &case.processor()), Ok(()));
+        }
+    }
+
+    #[test]
+    fn msrs_of_the_local_apic_are_refused_in_x2apic_mode_only() {
+        let mut case = Case::new();
+
+        case.apic_mode = ApicMode::Xapic;
+        for index in 0..0x1000 {
+            let is_x2apic = (0x800..0x900).contains(&index);
+
+            assert_eq!(entry(index).is_x2apic(), is_x2apic);
+        }
+        assert_eq!(check_load(entry(0x808), &case.processor()), Ok(()));
+        assert_eq!(check_store(entry(0x808), &case.processor()), Ok(()));
+    }
+
+    #[test]
+    fn an_entry_is_an_index_and_a_value() {
+        assert_eq!(
+            MsrEntry::from_bytes([1, 0, 0, 0x80, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0x40]),
+            MsrEntry {
+                index: 0x8000_0001,
+                reserved: 2,
+                value: 0x4000_0000_0000_0003
+            }
+        );
+    }
+
+    /// MSRs of which only the PAT can be written, and not to everything.
+    struct Pat {
+        value: u64,
+        writes: u32,
+    }
+
+    impl WriteMsr for Pat {
+        fn write(&mut self, index: u32, value: u64) -> Result<(), InvalidMsr> {
+            if index != IA32_PAT || value >> 8 != 0 {
+                return Err(InvalidMsr);
+            }
+            self.value = value;
+            self.writes = self.writes.wrapping_add(1);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn entries_are_loaded_up_to_the_one_that_fails() {
+        let area = 0xe000;
+        let pat = u64::from(IA32_PAT);
+        let outcome = |words, count| {
+            let mut case = Case::new();
+            let mut msrs = Pat {
+                value: 0,
+                writes: 0,
+            };
+
+            case.memory.words = words;
+            let result = load(
+                Gpa::from_raw(area),
+                count,
+                &case.processor(),
+                &case.memory,
+                &mut msrs,
+            );
+            (result, msrs.value, msrs.writes)
+        };
+        let two = [(area, pat), (area + 8, 6), (area + 16, pat), (area + 24, 7)];
+
+        assert_eq!(outcome(two, 0), (Ok(()), 0, 0));
+        assert_eq!(outcome(two, 1), (Ok(()), 6, 1));
+        assert_eq!(outcome(two, 2), (Ok(()), 7, 2));
+
+        // WRMSR would raise a fault.
+        let mut words = two;
+        words[3].1 = 0x100;
+        let failed = |entry, check| Err(LoadFailure { entry, check });
+        assert_eq!(outcome(words, 2), (failed(2, None), 6, 1));
+        assert_eq!(outcome(two, 3), (failed(3, None), 7, 2));
+
+        // A check fails.
+        words[0].1 |= 1 << 32;
+        assert_eq!(
+            outcome(words, 2),
+            (failed(1, Some(MsrEntryCheck::Reserved)), 0, 0)
+        );
+    }
+
+    #[test]
+    fn an_area_that_is_not_memory_cannot_be_loaded() {
+        let case = Case::new();
+        let mut msrs = Pat {
+            value: 0,
+            writes: 0,
+        };
+
+        for area in [1 << 30, u64::MAX & !0xf] {
+            assert_eq!(
+                load(
+                    Gpa::from_raw(area),
+                    1,
+                    &case.processor(),
+                    &case.memory,
+                    &mut msrs
+                ),
+                Err(LoadFailure {
+                    entry: 1,
+                    check: None
+                })
+            );
+        }
+    }
+}

@@ -187,3 +187,132 @@ impl Group {
         }
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_passed))]
+mod tests {
+    use super::*;
+    use crate::vmx::check::{check_vm_entry, valid::Case, Failure};
+
+    fn enter(case: &Case, passed: &mut Passed) -> Result<(), Failure> {
+        check_vm_entry(
+            &case.vmcs12,
+            case.current,
+            &case.processor(),
+            &case.memory,
+            passed,
+        )
+        .map(|_| ())
+    }
+
+    /// Violates a check of each group.
+    const VIOLATIONS: [(Group, u32, fn(&mut Vmcs12)); 4] = [
+        (Group::Controls, 0x0000, |vmcs12| {
+            vmcs12.virtual_processor_id = 0;
+        }),
+        (Group::HostState, 0x0c02, |vmcs12| {
+            vmcs12.host_cs_selector = 0;
+        }),
+        (Group::Registers, 0x6800, |vmcs12| vmcs12.guest_cr0 = 0),
+        (Group::Segments, 0x4816, |vmcs12| {
+            vmcs12.guest_cs_ar_bytes = 0x20_2098;
+        }),
+    ];
+
+    #[test]
+    fn a_group_that_passed_is_checked_again_when_it_is_forgotten() {
+        for (group, field, violate) in VIOLATIONS {
+            let mut case = Case::new();
+            let mut passed = Passed::NONE;
+
+            assert_eq!(enter(&case, &mut passed), Ok(()));
+            violate(&mut case.vmcs12);
+            assert_eq!(Group::of_field(field), Some(group));
+
+            let mut forgotten = passed;
+            forgotten.forget_field(field);
+            assert!(enter(&case, &mut forgotten).is_err());
+
+            forgotten = passed;
+            forgotten.forget(group);
+            assert!(enter(&case, &mut forgotten).is_err());
+            // What failed did not pass.
+            assert!(enter(&case, &mut forgotten).is_err());
+
+            // Every group depends on the controls.
+            forgotten = passed;
+            forgotten.forget(Group::Controls);
+            assert!(enter(&case, &mut forgotten).is_err());
+        }
+    }
+
+    #[test]
+    fn a_failure_of_a_later_group_keeps_what_passed() {
+        let mut case = Case::new();
+        let mut passed = Passed::NONE;
+
+        case.vmcs12.guest_rflags = 0;
+        assert!(enter(&case, &mut passed).is_err());
+        assert!(passed.controls);
+        assert!(passed.registers);
+        assert!(passed.segments.is_some());
+    }
+
+    #[test]
+    fn segments_are_checked_again_in_another_mode_of_l2() {
+        let mut case = Case::new();
+        let mut passed = Passed::NONE;
+        case.make_l2_32bit();
+        assert_eq!(enter(&case, &mut passed), Ok(()));
+
+        // RFLAGS is no field of a group.
+        case.vmcs12.guest_rflags |= 1 << 17;
+        passed.forget_field(0x6820);
+        assert!(matches!(
+            enter(&case, &mut passed),
+            Err(Failure::GuestState(GuestStateCheck::Segments(_)))
+        ));
+    }
+
+    #[test]
+    fn host_state_is_checked_again_in_another_mode_of_l1() {
+        let mut case = Case::new();
+        let mut passed = Passed::NONE;
+        assert_eq!(enter(&case, &mut passed), Ok(()));
+
+        case.mode = Mode::Legacy;
+        assert!(matches!(
+            enter(&case, &mut passed),
+            Err(Failure::HostState(HostStateCheck::AddressSpaceSize))
+        ));
+    }
+
+    #[test]
+    fn what_changes_all_the_time_is_always_checked() {
+        let violations: [fn(&mut Vmcs12); 7] = [
+            |vmcs12| vmcs12.guest_rip = 1 << 48,
+            |vmcs12| vmcs12.guest_rflags = 0,
+            |vmcs12| vmcs12.guest_activity_state = 4,
+            |vmcs12| vmcs12.guest_interruptibility_info = 3,
+            |vmcs12| vmcs12.guest_ia32_efer = 0,
+            |vmcs12| vmcs12.vmcs_link_pointer = 1,
+            |vmcs12| vmcs12.vm_entry_intr_info_field = 1 << 31 | 1 << 8,
+        ];
+
+        for violate in violations {
+            let mut case = Case::new();
+            let mut passed = Passed::NONE;
+
+            assert_eq!(enter(&case, &mut passed), Ok(()));
+            violate(&mut case.vmcs12);
+            assert!(enter(&case, &mut passed).is_err());
+        }
+    }
+
+    #[test]
+    fn both_halves_of_a_field_are_in_its_group() {
+        for field in (0..0x8000).step_by(2) {
+            assert_eq!(Group::of_field(field), Group::of_field(field + 1));
+        }
+    }
+}

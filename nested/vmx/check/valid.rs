@@ -160,6 +160,58 @@ impl Case {
         );
     }
 
+    /// Gives L2 the segment registers of virtual-8086 mode.
+    pub(in crate::vmx) fn enter_virtual_8086(&mut self) {
+        let vmcs12 = &mut self.vmcs12;
+
+        vmcs12.guest_rflags |= 1 << 17;
+        vmcs12.guest_rip = 0x1000;
+        vmcs12.guest_ssp = 0x1000;
+        for (selector, base, limit, rights) in [
+            (
+                &mut vmcs12.guest_cs_selector,
+                &mut vmcs12.guest_cs_base,
+                &mut vmcs12.guest_cs_limit,
+                &mut vmcs12.guest_cs_ar_bytes,
+            ),
+            (
+                &mut vmcs12.guest_ss_selector,
+                &mut vmcs12.guest_ss_base,
+                &mut vmcs12.guest_ss_limit,
+                &mut vmcs12.guest_ss_ar_bytes,
+            ),
+            (
+                &mut vmcs12.guest_ds_selector,
+                &mut vmcs12.guest_ds_base,
+                &mut vmcs12.guest_ds_limit,
+                &mut vmcs12.guest_ds_ar_bytes,
+            ),
+            (
+                &mut vmcs12.guest_es_selector,
+                &mut vmcs12.guest_es_base,
+                &mut vmcs12.guest_es_limit,
+                &mut vmcs12.guest_es_ar_bytes,
+            ),
+            (
+                &mut vmcs12.guest_fs_selector,
+                &mut vmcs12.guest_fs_base,
+                &mut vmcs12.guest_fs_limit,
+                &mut vmcs12.guest_fs_ar_bytes,
+            ),
+            (
+                &mut vmcs12.guest_gs_selector,
+                &mut vmcs12.guest_gs_base,
+                &mut vmcs12.guest_gs_limit,
+                &mut vmcs12.guest_gs_ar_bytes,
+            ),
+        ] {
+            *selector = 0x1000;
+            *base = 0x1_0000;
+            *limit = 0xffff;
+            *rights = 0xf3;
+        }
+    }
+
     /// Injects an event.
     pub(in crate::vmx) fn inject(&mut self, kind: u32, vector: u32) {
         self.vmcs12.vm_entry_intr_info_field = 1 << 31 | kind << 8 | vector;

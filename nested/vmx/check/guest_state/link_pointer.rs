@@ -61,3 +61,68 @@ consistency_checks! {
         }),
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(
+    CONFIG_KUNIT,
+    kernel::macros::kunit_tests(nested_vmx_check_link_pointer)
+)]
+mod tests {
+    use super::*;
+    use crate::vmx::{
+        check::{
+            valid::{Case, CURRENT, LINKED, TOO_WIDE},
+            Failure, GuestStateCheck,
+        },
+        controls::Secondary,
+    };
+
+    fn failure(check: LinkPointerCheck) -> Option<Failure> {
+        Some(Failure::GuestState(GuestStateCheck::LinkPointer(check)))
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        use LinkPointerCheck as Check;
+
+        for &check in LinkPointerCheck::ALL {
+            let mut case = Case::new();
+            let pointer = &mut case.vmcs12.vmcs_link_pointer;
+
+            match check {
+                Check::Address => *pointer |= 1 << 4,
+                Check::Current => *pointer = CURRENT,
+                Check::Inaccessible => *pointer = 1 << 30,
+                Check::Revision => case.memory.words[0].1 ^= 1,
+                Check::Shadow => case.memory.words[0].1 = u64::from(REVISION),
+            }
+            assert_eq!(case.failure(), failure(check));
+        }
+    }
+
+    #[test]
+    fn the_address_is_within_the_physical_addresses() {
+        let mut case = Case::new();
+
+        case.vmcs12.vmcs_link_pointer = LINKED | TOO_WIDE;
+        assert_eq!(case.failure(), failure(LinkPointerCheck::Address));
+    }
+
+    #[test]
+    fn there_may_be_no_linked_vmcs() {
+        let mut case = Case::new();
+
+        case.vmcs12.vmcs_link_pointer = NONE;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn without_shadowing_the_linked_vmcs_is_no_shadow() {
+        let mut case = Case::new();
+
+        case.clear(Secondary::SHADOW_VMCS);
+        assert_eq!(case.failure(), failure(LinkPointerCheck::Shadow));
+        case.memory.words[0].1 = u64::from(REVISION);
+        assert_eq!(case.failure(), None);
+    }
+}

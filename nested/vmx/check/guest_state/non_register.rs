@@ -159,3 +159,174 @@ consistency_checks! {
         RtmAndMovSs: has_rtm(vmcs12) && blocks(vmcs12, blocking::MOV_SS),
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(
+    CONFIG_KUNIT,
+    kernel::macros::kunit_tests(nested_vmx_check_non_register)
+)]
+mod tests {
+    use super::*;
+    use crate::vmx::check::{valid::Case, Failure, GuestStateCheck};
+
+    fn failure(check: NonRegisterCheck) -> Option<Failure> {
+        Some(Failure::GuestState(GuestStateCheck::NonRegister(check)))
+    }
+
+    /// Makes the smallest change that violates `check`.
+    fn violate(check: NonRegisterCheck, case: &mut Case) {
+        use NonRegisterCheck as Check;
+
+        match check {
+            Check::InactiveWithEvent => case.inject(Event::HARDWARE_EXCEPTION, 6),
+            Check::InterruptWhileBlocked => case.inject(Event::EXTERNAL_INTERRUPT, 0x20),
+            Check::NmiWhileBlockedByMovSs
+            | Check::NmiWhileBlockedBySti
+            | Check::NmiWhileBlockedByNmi => case.inject(Event::NMI, 2),
+            _ => {}
+        }
+        let vmcs12 = &mut case.vmcs12;
+        let interruptibility = &mut vmcs12.guest_interruptibility_info;
+        let pending_debug = &mut vmcs12.guest_pending_dbg_exceptions;
+
+        match check {
+            Check::HltDpl => {
+                vmcs12.guest_activity_state = activity::HLT;
+                vmcs12.guest_cs_ar_bytes |= 3 << 5;
+                vmcs12.guest_ss_ar_bytes |= 3 << 5;
+            }
+            Check::InactiveWithBlocking => {
+                vmcs12.guest_activity_state = activity::WAIT_SIPI;
+                *interruptibility |= blocking::STI;
+            }
+            Check::InactiveWithEvent => vmcs12.guest_activity_state = activity::HLT,
+            Check::InterruptibilityReserved => *interruptibility |= 1 << 5,
+            Check::StiAndMovSs => *interruptibility |= blocking::STI | blocking::MOV_SS,
+            Check::StiWithoutIf => {
+                *interruptibility |= blocking::STI;
+                vmcs12.guest_rflags &= !RFLAGS_IF;
+            }
+            Check::InterruptWhileBlocked => *interruptibility |= blocking::MOV_SS,
+            Check::NmiWhileBlockedByMovSs => *interruptibility |= blocking::MOV_SS,
+            Check::NmiWhileBlockedBySti => *interruptibility |= blocking::STI,
+            Check::SmiOutsideSmm => *interruptibility |= blocking::SMI,
+            Check::NmiWhileBlockedByNmi => *interruptibility |= blocking::NMI,
+            Check::EnclaveAndMovSs => {
+                *interruptibility |= blocking::ENCLAVE_INTERRUPTION | blocking::MOV_SS;
+            }
+            Check::PendingDebugReserved => *pending_debug |= 1 << 4,
+            Check::SingleStepMissing => {
+                *interruptibility |= blocking::STI;
+                vmcs12.guest_rflags |= RFLAGS_TF;
+            }
+            Check::SingleStepUnexpected => {
+                *interruptibility |= blocking::STI;
+                *pending_debug |= pending::SINGLE_STEP;
+            }
+            Check::RtmWithOthers => *pending_debug |= pending::RTM,
+            Check::RtmAndMovSs => {
+                *pending_debug |= pending::RTM | pending::ENABLED_BREAKPOINT;
+                *interruptibility |= blocking::MOV_SS;
+            }
+        }
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        for &check in NonRegisterCheck::ALL {
+            let mut case = Case::new();
+
+            violate(check, &mut case);
+            assert_eq!(case.failure(), failure(check));
+        }
+    }
+
+    #[test]
+    fn activity_states_are_those_of_the_capability_msr() {
+        let unsupported = Some(Failure::GuestState(GuestStateCheck::Activity(
+            ActivityCheck::Unsupported,
+        )));
+        let mut case = Case::new();
+
+        for state in 0..=u16::MAX {
+            case.vmcs12.guest_activity_state = u32::from(state);
+
+            let supported = matches!(
+                u32::from(state),
+                activity::ACTIVE | activity::HLT | activity::WAIT_SIPI
+            );
+            assert_eq!(case.failure(), if supported { None } else { unsupported });
+        }
+
+        case.msrs.misc_low |= misc::ACTIVITY_SHUTDOWN;
+        case.vmcs12.guest_activity_state = activity::SHUTDOWN;
+        assert_eq!(case.failure(), None);
+
+        case.msrs.misc_low &= !misc::ACTIVITY_HLT;
+        case.vmcs12.guest_activity_state = activity::HLT;
+        assert_eq!(case.failure(), unsupported);
+    }
+
+    #[test]
+    fn events_end_an_inactivity() {
+        let mut case = Case::new();
+        case.msrs.misc_low |= misc::ACTIVITY_SHUTDOWN;
+        case.vmcs12.vm_entry_instruction_len = 1;
+
+        for (state, kind, vector, valid) in [
+            (activity::HLT, Event::EXTERNAL_INTERRUPT, 0x20, true),
+            (activity::HLT, Event::NMI, 2, true),
+            (activity::HLT, Event::HARDWARE_EXCEPTION, DB, true),
+            (activity::HLT, Event::HARDWARE_EXCEPTION, MC, true),
+            (activity::HLT, Event::OTHER, 0, true),
+            (activity::HLT, Event::SOFTWARE_INTERRUPT, 0x80, false),
+            (activity::SHUTDOWN, Event::NMI, 2, true),
+            (activity::SHUTDOWN, Event::HARDWARE_EXCEPTION, MC, true),
+            (activity::SHUTDOWN, Event::HARDWARE_EXCEPTION, DB, false),
+            (activity::SHUTDOWN, Event::EXTERNAL_INTERRUPT, 0x20, false),
+            (activity::WAIT_SIPI, Event::NMI, 2, false),
+            (activity::WAIT_SIPI, Event::EXTERNAL_INTERRUPT, 0x20, false),
+        ] {
+            case.vmcs12.guest_activity_state = state;
+            case.inject(kind, vector);
+            assert_eq!(
+                case.failure(),
+                if valid {
+                    None
+                } else {
+                    failure(NonRegisterCheck::InactiveWithEvent)
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn a_single_step_is_pending_where_it_is_due() {
+        let mut case = Case::new();
+
+        case.vmcs12.guest_interruptibility_info = blocking::STI;
+        case.vmcs12.guest_rflags |= RFLAGS_TF;
+        case.vmcs12.guest_pending_dbg_exceptions = pending::SINGLE_STEP;
+        assert_eq!(case.failure(), None);
+
+        // Single-stepping on branches is not due after STI.
+        case.vmcs12.guest_ia32_debugctl = DEBUGCTL_BTF;
+        assert_eq!(
+            case.failure(),
+            failure(NonRegisterCheck::SingleStepUnexpected)
+        );
+        case.vmcs12.guest_pending_dbg_exceptions = 0;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn an_nmi_may_be_injected_while_nmis_are_blocked_but_not_virtual() {
+        let mut case = Case::new();
+
+        case.vmcs12.pin_based_vm_exec_control &= !(1 << 5);
+        case.vmcs12.cpu_based_vm_exec_control &= !(1 << 22);
+        case.vmcs12.guest_interruptibility_info = blocking::NMI;
+        case.inject(Event::NMI, 2);
+        assert_eq!(case.failure(), None);
+    }
+}

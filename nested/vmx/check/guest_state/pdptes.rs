@@ -89,3 +89,87 @@ fn read<M: GuestMemory>(cr3: u64, memory: &M) -> Option<[u64; 4]> {
     }
     Some(pdptes)
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_pdptes))]
+mod tests {
+    use super::*;
+    use crate::vmx::check::{
+        valid::{Case, TOO_WIDE},
+        Failure, GuestStateCheck,
+    };
+
+    fn failure(check: PdpteCheck) -> Option<Failure> {
+        Some(Failure::GuestState(GuestStateCheck::Pdpte(check)))
+    }
+
+    /// Returns L2 with PAE paging, the table of which is in memory, if it is without EPT.
+    fn case() -> Case {
+        let mut case = Case::new();
+
+        case.make_l2_32bit();
+        case.vmcs12.guest_cr3 = 0x1_1020;
+        case
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        use PdpteCheck as Check;
+
+        for &check in PdpteCheck::ALL {
+            let mut case = case();
+            let bad = PRESENT | 1 << 5;
+
+            match check {
+                Check::Inaccessible => {
+                    case.without_ept();
+                    case.vmcs12.guest_cr3 = 1 << 30;
+                }
+                Check::Pdpte0 => case.vmcs12.guest_pdptr0 = bad,
+                Check::Pdpte1 => case.vmcs12.guest_pdptr1 = bad,
+                Check::Pdpte2 => case.vmcs12.guest_pdptr2 = bad,
+                Check::Pdpte3 => case.vmcs12.guest_pdptr3 = bad,
+            }
+            assert_eq!(case.failure(), failure(check));
+        }
+    }
+
+    #[test]
+    fn each_reserved_bit_is_checked() {
+        for bit in 0..64 {
+            let mut case = case();
+            let reserved = matches!(bit, 1 | 2 | 5..=8) || 1 << bit >= TOO_WIDE;
+
+            case.vmcs12.guest_pdptr2 = PRESENT | 1 << bit;
+            assert_eq!(case.failure().is_some(), reserved);
+
+            // An entry that is not used may be anything.
+            case.vmcs12.guest_pdptr2 &= !PRESENT;
+            assert_eq!(case.failure(), None);
+        }
+    }
+
+    #[test]
+    fn without_ept_the_entries_are_in_memory() {
+        let mut case = case();
+
+        case.without_ept();
+        case.vmcs12.guest_pdptr0 = u64::MAX;
+        assert_eq!(case.failure(), None);
+
+        case.memory.words[1] = (0x1_1038, PRESENT | 1 << 1);
+        assert_eq!(case.failure(), failure(PdpteCheck::Pdpte3));
+    }
+
+    #[test]
+    fn other_paging_modes_have_no_such_entries() {
+        let mut case = Case::new();
+
+        case.vmcs12.guest_pdptr0 = u64::MAX;
+        assert_eq!(case.failure(), None);
+
+        case.make_l2_32bit();
+        case.vmcs12.guest_cr4 &= !CR4_PAE;
+        assert_eq!(case.failure(), None);
+    }
+}

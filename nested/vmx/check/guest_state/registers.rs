@@ -102,7 +102,10 @@ consistency_checks! {
 }
 
 #[cfg(any(test, CONFIG_KUNIT))]
-#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_guest_registers))]
+#[cfg_attr(
+    CONFIG_KUNIT,
+    kernel::macros::kunit_tests(nested_vmx_check_guest_registers)
+)]
 mod tests {
     use super::*;
     use crate::vmx::{

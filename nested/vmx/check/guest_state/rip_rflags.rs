@@ -58,3 +58,78 @@ consistency_checks! {
             && !has_equal_upper_bits(vmcs12.guest_ssp, processor),
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_rip_rflags))]
+mod tests {
+    use super::*;
+    use crate::vmx::check::{
+        valid::{Case, NON_CANONICAL},
+        Failure, GuestStateCheck, CR0_PG,
+    };
+
+    fn failure(check: RipRflagsCheck) -> Option<Failure> {
+        Some(Failure::GuestState(GuestStateCheck::RipRflags(check)))
+    }
+
+    #[test]
+    fn the_smallest_violation_of_each_check_is_named() {
+        use RipRflagsCheck as Check;
+
+        for &check in RipRflagsCheck::ALL {
+            let mut case = Case::new();
+
+            match check {
+                Check::RipIn32Bit => {
+                    case.make_l2_32bit();
+                    case.vmcs12.guest_rip |= 1 << 32;
+                }
+                Check::RipIn64Bit => case.vmcs12.guest_rip = 1 << 48,
+                Check::RflagsReserved => case.vmcs12.guest_rflags |= 1 << 3,
+                Check::RflagsFixed => case.vmcs12.guest_rflags &= !RFLAGS_FIXED,
+                Check::Virtual8086 => case.enter_virtual_8086(),
+                Check::InterruptFlag => {
+                    case.inject(Event::EXTERNAL_INTERRUPT, 0x20);
+                    case.vmcs12.guest_rflags &= !RFLAGS_IF;
+                }
+                Check::SspAlignment => case.vmcs12.guest_ssp |= 1,
+                Check::SspIn32Bit => {
+                    case.make_l2_32bit();
+                    case.vmcs12.guest_ssp |= 1 << 32;
+                }
+                Check::SspIn64Bit => case.vmcs12.guest_ssp = 1 << 48,
+            }
+            assert_eq!(case.failure(), failure(check));
+        }
+    }
+
+    #[test]
+    fn rip_and_ssp_need_not_be_canonical() {
+        let mut case = Case::new();
+
+        case.vmcs12.guest_rip = NON_CANONICAL;
+        case.vmcs12.guest_ssp = NON_CANONICAL;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn compatibility_mode_has_32_bits() {
+        let mut case = Case::new();
+
+        case.vmcs12.guest_cs_ar_bytes = 0xc09b;
+        assert_eq!(case.failure(), failure(RipRflagsCheck::RipIn32Bit));
+        case.vmcs12.guest_rip = 0xffff_ffff;
+        case.vmcs12.guest_ssp = 0xffff_fffc;
+        assert_eq!(case.failure(), None);
+    }
+
+    #[test]
+    fn real_mode_has_no_virtual_8086_mode() {
+        let mut case = Case::new();
+
+        case.make_l2_32bit();
+        case.enter_virtual_8086();
+        case.vmcs12.guest_cr0 &= !(CR0_PE | CR0_PG);
+        assert_eq!(case.failure(), failure(RipRflagsCheck::Virtual8086));
+    }
+}

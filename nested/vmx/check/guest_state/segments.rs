@@ -5,6 +5,8 @@
 mod code;
 mod data;
 mod system;
+#[cfg(any(test, CONFIG_KUNIT))]
+mod tests;
 mod virtual_8086;
 
 pub use code::CodeSegmentCheck;
