@@ -106,7 +106,7 @@ macro_rules! consistency_checks {
             $( $(#[$vmeta:meta])* $variant:ident: $violated:expr, )*
         }
     ) => {
-        #[doc = concat!("A check made by [`", stringify!($func), "()`].")]
+        #[doc = concat!("A check made by `", stringify!($func), "()`.")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $id {
             $( $(#[$vmeta])* $variant, )*

@@ -2,6 +2,8 @@
 
 //! What a processor, or KVM to L1, offers of VMX.
 
+#[cfg(any(test, CONFIG_KUNIT))]
+pub(in crate::vmx) mod hosts;
 pub mod msrs;
 mod offer;
 mod restrict;
@@ -9,9 +11,6 @@ mod restrict;
 pub use msrs::{Msr, Msrs};
 pub use offer::{Enabled, Host, PREEMPTION_TIMER_RATE};
 pub use restrict::Refusal;
-
-#[cfg(any(test, CONFIG_KUNIT))]
-pub(in crate::vmx) use offer::hosts;
 
 /// The words of the VMX capability MSRs that enumerate features (SDM, "VMX Capability Reporting
 /// Facility").

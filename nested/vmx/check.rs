@@ -5,8 +5,9 @@
 //! They stand in the order of the manual and in the groups that it has (SDM, "VM Entries"). The
 //! group of a check that fails decides what L1 sees: see [`Failure::outcome()`].
 //!
-//! None is left to the processor: it looks at vmcs02, of which a part is L0's, and on behalf of
-//! which L0 may have changed what L1 wrote.
+//! They are not left to the processor, which sees vmcs02: a part of that is L0's, and L0 may have
+//! changed what L1 wrote. The one exception is the TPR threshold, which must not be above the
+//! virtual TPR: that is in memory which L1 can write at any time, also after a check.
 
 pub mod controls;
 mod failure;
@@ -69,21 +70,24 @@ pub struct Processor<'a> {
     ///
     /// MSRs and bases of segments are checked against this, whatever CR4.LA57 is.
     pub linear_address_width: u32,
-    /// Reserved bits of CR3, which do not include those of linear-address masking.
+    /// Reserved bits of CR3: those beyond the physical addresses, but for those of linear-address
+    /// masking where L1 has that.
     pub cr3_reserved: u64,
     /// Reserved bits of CR4.
     pub cr4_reserved: u64,
     /// Reserved bits of `IA32_EFER`.
     pub efer_reserved: u64,
-    /// Reserved bits of `IA32_DEBUGCTL`.
+    /// Reserved bits of `IA32_DEBUGCTL`, which do not include those that L1 may set in vain.
     pub debugctl_reserved: u64,
     /// Reserved bits of `IA32_PERF_GLOBAL_CTRL`.
     pub perf_global_ctrl_reserved: u64,
-    /// Reserved bits of `IA32_S_CET`.
+    /// Reserved bits of `IA32_S_CET`: 9:6, and those of what is missing, shadow stacks (1:0) or
+    /// indirect-branch tracking (63:10 and 5:2).
     pub s_cet_reserved: u64,
-    /// Reserved bits of the pending debug exceptions.
+    /// Reserved bits of the pending debug exceptions: 63:17, 15, 13 and 11:4, and 16 without RTM.
+    /// Bit 11 exists with detection of bus locks.
     pub pending_debug_reserved: u64,
-    /// Reserved bits of the interruptibility state.
+    /// Reserved bits of the interruptibility state: 31:5, and 4 without SGX.
     pub interruptibility_reserved: u32,
     /// Whether L1 is in IA-32e mode now.
     pub mode: Mode,

@@ -231,7 +231,8 @@ impl Msrs {
     kernel::macros::kunit_tests(nested_vmx_capability_restrict)
 )]
 mod tests {
-    use super::{super::offer::hosts::EVERYTHING, *};
+    use super::*;
+    use crate::vmx::capability::hosts::EVERYTHING;
 
     /// Writes `change` of what is offered in `msr`.
     fn write(msr: Msr, change: impl FnOnce(u64) -> u64) -> Result<(), Refusal> {

@@ -84,8 +84,8 @@ const ENTRY_INVALID_CONTROL_FIELD: u32 = 7;
 /// `VMXERR_ENTRY_INVALID_HOST_STATE_FIELD`.
 const ENTRY_INVALID_HOST_STATE_FIELD: u32 = 8;
 
-/// Exit qualifications of invalid guest state (SDM, "VM-Entry Failures During or After Loading Guest
-/// State").
+/// Exit qualifications of invalid guest state (SDM, "VM-Entry Failures During or After Loading
+/// Guest State").
 mod qualification {
     pub(super) const DEFAULT: u64 = 0;
     pub(super) const PDPTE: u64 = 2;

@@ -300,7 +300,7 @@ mod tests {
             writes: 0,
         };
 
-        for area in [1 << 30, u64::MAX & !0xf] {
+        for area in [1 << 30, !0xf] {
             assert_eq!(
                 load(
                     Gpa::from_raw(area),

@@ -26,8 +26,8 @@ pub enum Group {
 
 /// The groups of one VMCS that passed their checks and did not change since then.
 ///
-/// It is kept beside the VMCS, and starts as [`Passed::NONE`] when another VMCS takes the place, and
-/// when the features of the virtual processor change. Whoever changes a field calls
+/// It is kept beside the VMCS, and starts as [`Passed::NONE`] when another VMCS takes the place,
+/// and when the features of the virtual processor change. Whoever changes a field calls
 /// [`Self::forget_field()`], or [`Self::forget()`] when it changes many; so does an exit of L2 that
 /// saves other values than VM entry loaded. Only the checks themselves can add to it.
 ///
@@ -205,8 +205,10 @@ mod tests {
         .map(|_| ())
     }
 
-    /// Violates a check of each group.
-    const VIOLATIONS: [(Group, u32, fn(&mut Vmcs12)); 4] = [
+    /// A group, the encoding of one of its fields, and a change of that which violates a check.
+    type Violation = (Group, u32, fn(&mut Vmcs12));
+
+    const VIOLATIONS: [Violation; 4] = [
         (Group::Controls, 0x0000, |vmcs12| {
             vmcs12.virtual_processor_id = 0;
         }),

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::vmx::{
         check::{valid::Case, ControlCheck, Failure, CR0_PG},
-        controls::{Entry, Primary},
+        controls::Primary,
     };
 
     const ERROR_CODE: u32 = 1 << 11;
@@ -282,7 +282,6 @@ mod tests {
         case.msrs.basic &= !basic::NO_HW_ERROR_CODE_CC;
         case.vmcs12.guest_cr0 &= !(CR0_PE | CR0_PG);
         case.inject(Event::HARDWARE_EXCEPTION, 13);
-        assert_eq!(case.vmcs12.entry().contains(Entry::IA32E_MODE), false);
         assert_eq!(case.failure(), None);
 
         case.vmcs12.vm_entry_intr_info_field |= ERROR_CODE;

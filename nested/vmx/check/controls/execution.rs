@@ -8,8 +8,8 @@ use crate::{
 };
 
 consistency_checks! {
-    /// Makes the checks on the VM-execution control fields (SDM, "VM-Execution Control Fields"), but
-    /// for the EPT pointer.
+    /// Makes the checks on the VM-execution control fields but the EPT pointer (SDM, "VM-Execution
+    /// Control Fields").
     pub fn check_execution_controls(
         vmcs12: &Vmcs12,
         processor: &Processor<'_>,

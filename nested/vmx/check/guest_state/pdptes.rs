@@ -55,7 +55,8 @@ consistency_checks! {
 /// Makes the checks on the entries, if L2 uses PAE paging: with EPT on those in the VMCS, otherwise
 /// on those in memory, since addresses of L2 are addresses of L1 then.
 ///
-/// Whoever loads entries from memory reads them again, and checks by [`check_pdptes()`] what it read.
+/// Whoever loads entries from memory reads them again, and checks what it read by
+/// [`check_pdptes()`].
 #[inline]
 pub fn check_guest_pdptes<M: GuestMemory>(
     vmcs12: &Vmcs12,

@@ -16,8 +16,8 @@ const BNDCFGS_RESERVED: u64 = 0xffc;
 const BNDCFGS_BASE: u64 = !0xfff;
 
 consistency_checks! {
-    /// Makes the checks on registers other than EFER (SDM, "Checks on Guest Control Registers, Debug
-    /// Registers, and MSRs" and "Checks on Guest Descriptor-Table Registers").
+    /// Makes the checks on registers other than EFER (SDM, "Checks on Guest Control Registers,
+    /// Debug Registers, and MSRs" and "Checks on Guest Descriptor-Table Registers").
     pub fn check_registers(
         vmcs12: &Vmcs12,
         processor: &Processor<'_>,
