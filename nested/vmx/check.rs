@@ -165,6 +165,7 @@ pub fn check_vm_entry<'a, M: GuestMemory>(
         .map_err(Failure::Controls)?;
     controls::check_event_injection(vmcs12, processor)
         .map_err(|check| Failure::Controls(ControlCheck::Event(check)))?;
+    host_state::check_mode(vmcs12, processor).map_err(Failure::Mode)?;
     passed
         .check_host_state(vmcs12, processor)
         .map_err(Failure::HostState)?;
@@ -196,7 +197,8 @@ fn check_guest_state<M: GuestMemory>(
 /// Makes the checks on a VMCS that user space restores.
 ///
 /// L2 ran before, so the guest-state area is not what L1 wrote, and user space may give L2 other
-/// registers after that. The processor checks those when it enters L2.
+/// registers after that. The processor checks those when it enters L2. What mode L1 is in is not
+/// known: the registers are those of L2. It was checked when L1 entered L2.
 pub fn check_restored<'a, M: GuestMemory>(
     vmcs12: &'a Vmcs12,
     current: Option<Gpa>,
@@ -391,6 +393,10 @@ mod tests {
         case.vmcs12.guest_ia32_efer = 0;
         assert_eq!(case.restore_failure(PendingEntry::Completed), None);
         assert!(case.restore_failure(PendingEntry::Pending).is_some());
+
+        // The mode of L1 is not known.
+        case.mode = Mode::Legacy;
+        assert_eq!(case.restore_failure(PendingEntry::Completed), None);
 
         case.vmcs12.guest_activity_state = 4;
         assert!(case.restore_failure(PendingEntry::Completed).is_some());

@@ -11,7 +11,7 @@ use super::{
         ActivityCheck, EferCheck, LinkPointerCheck, NonRegisterCheck, PdpteCheck, RegisterCheck,
         RipRflagsCheck, SegmentCheck,
     },
-    host_state::HostStateCheck,
+    host_state::{HostStateCheck, ModeCheck},
     msr_area::{LoadFailure, MsrEntryCheck},
 };
 use crate::vmx::ExitReason;
@@ -57,6 +57,8 @@ pub enum GuestStateCheck {
 pub enum Failure {
     /// In the checks on the controls.
     Controls(ControlCheck),
+    /// In the check on the mode of L1.
+    Mode(ModeCheck),
     /// In the checks on the host-state area.
     HostState(HostStateCheck),
     /// In the checks on the guest-state area.
@@ -110,7 +112,9 @@ impl Failure {
     pub const fn outcome(self) -> Outcome {
         match self {
             Self::Controls(_) => Outcome::VmFailValid(ENTRY_INVALID_CONTROL_FIELD),
-            Self::HostState(_) => Outcome::VmFailValid(ENTRY_INVALID_HOST_STATE_FIELD),
+            Self::Mode(_) | Self::HostState(_) => {
+                Outcome::VmFailValid(ENTRY_INVALID_HOST_STATE_FIELD)
+            }
             Self::GuestState(check) => Outcome::FailedEntry {
                 reason: ExitReason::INVALID_STATE,
                 qualification: check.qualification(),
@@ -130,7 +134,7 @@ impl Failure {
             Self::Controls(ControlCheck::Exit(_)) => "VM-exit controls",
             Self::Controls(ControlCheck::Entry(_)) => "VM-entry controls",
             Self::Controls(ControlCheck::Event(_)) => "event injection",
-            Self::HostState(_) => "host state",
+            Self::Mode(_) | Self::HostState(_) => "host state",
             Self::GuestState(GuestStateCheck::Segments(check)) => check.register(),
             Self::GuestState(GuestStateCheck::LinkPointer(_)) => "VMCS link pointer",
             Self::GuestState(_) => "guest state",
@@ -146,6 +150,7 @@ impl Failure {
             Self::Controls(ControlCheck::Exit(check)) => check.name(),
             Self::Controls(ControlCheck::Entry(check)) => check.name(),
             Self::Controls(ControlCheck::Event(check)) => check.name(),
+            Self::Mode(check) => check.name(),
             Self::HostState(check) => check.name(),
             Self::GuestState(GuestStateCheck::Registers(check)) => check.name(),
             Self::GuestState(GuestStateCheck::Efer(check)) => check.name(),

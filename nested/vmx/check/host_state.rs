@@ -28,9 +28,18 @@ const fn is_64bit(vmcs12: &Vmcs12) -> bool {
 }
 
 consistency_checks! {
+    /// Makes the check on the address-space size that depends on the mode of L1 before VM entry
+    /// (SDM, "Checks Related to Address-Space Size").
+    pub fn check_mode(vmcs12: &Vmcs12, processor: &Processor<'_>) -> Result<(), ModeCheck> {
+        /// The address-space size after an exit is that of L1 now.
+        AddressSpaceSize: is_64bit(vmcs12) != (processor.mode == Mode::Ia32e),
+    }
+}
+
+consistency_checks! {
     /// Makes the checks on the host-state area (SDM, "Checks on Host Control Registers, MSRs, and
     /// SSP", "Checks on Host Segment and Descriptor-Table Registers" and "Checks Related to
-    /// Address-Space Size").
+    /// Address-Space Size"), whatever mode L1 is in now.
     pub fn check_host_state(
         vmcs12: &Vmcs12,
         processor: &Processor<'_>,
@@ -103,8 +112,6 @@ consistency_checks! {
         /// The base of TR is canonical.
         TrBase: !processor.is_canonical(vmcs12.host_tr_base),
 
-        /// The address-space size is that of L1 at present.
-        AddressSpaceSize: is_64bit(vmcs12) != (processor.mode == Mode::Ia32e),
         /// Only L1 in 64-bit mode can have such a guest.
         GuestIn64Bit: !is_64bit(vmcs12) && vmcs12.entry().ia32e_mode_guest(),
         /// Process-context identifiers exist in 64-bit mode only.
@@ -195,7 +202,6 @@ mod tests {
             Check::GdtrBase => vmcs12.host_gdtr_base = NON_CANONICAL,
             Check::IdtrBase => vmcs12.host_idtr_base = NON_CANONICAL,
             Check::TrBase => vmcs12.host_tr_base = NON_CANONICAL,
-            Check::AddressSpaceSize => case.mode = Mode::Legacy,
             Check::GuestIn64Bit => vmcs12.vm_entry_controls |= Entry::IA32E_MODE.into_raw(),
             Check::PcideIn32Bit => vmcs12.host_cr4 |= CR4_PCIDE,
             Check::RipIn32Bit => vmcs12.host_rip |= 1 << 32,
@@ -216,6 +222,19 @@ mod tests {
             violate(check, &mut case);
             assert_eq!(case.failure(), Some(Failure::HostState(check)));
         }
+    }
+
+    #[test]
+    fn the_address_space_size_is_that_of_l1() {
+        let failure = Some(Failure::Mode(ModeCheck::AddressSpaceSize));
+        let mut case = Case::new();
+        case.mode = Mode::Legacy;
+        assert_eq!(case.failure(), failure);
+
+        case = Case::new();
+        case.make_l1_32bit();
+        case.mode = Mode::Ia32e;
+        assert_eq!(case.failure(), failure);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
     failure::{ControlCheck, GuestStateCheck},
     guest_state::{check_registers, check_segments, SegmentContext},
     host_state::{check_host_state, HostStateCheck},
-    Mode, Processor,
+    Processor,
 };
 use crate::vmx::Vmcs12;
 
@@ -36,7 +36,7 @@ pub enum Group {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
     controls: bool,
-    host_state: Option<Mode>,
+    host_state: bool,
     registers: bool,
     segments: Option<SegmentContext>,
 }
@@ -45,7 +45,7 @@ impl Passed {
     /// No group passed.
     pub const NONE: Self = Self {
         controls: false,
-        host_state: None,
+        host_state: false,
         registers: false,
         segments: None,
     };
@@ -54,7 +54,7 @@ impl Passed {
     pub fn forget(&mut self, group: Group) {
         match group {
             Group::Controls => *self = Self::NONE,
-            Group::HostState => self.host_state = None,
+            Group::HostState => self.host_state = false,
             Group::Registers => self.registers = false,
             Group::Segments => self.segments = None,
         }
@@ -82,17 +82,16 @@ impl Passed {
         Ok(())
     }
 
-    /// Makes the checks on the host-state area, unless they passed in the same mode of L1.
+    /// Makes the checks on the host-state area, unless they passed.
     #[inline]
     pub fn check_host_state(
         &mut self,
         vmcs12: &Vmcs12,
         processor: &Processor<'_>,
     ) -> Result<(), HostStateCheck> {
-        if self.host_state != Some(processor.mode) {
-            self.host_state = None;
+        if !self.host_state {
             check_host_state(vmcs12, processor)?;
-            self.host_state = Some(processor.mode);
+            self.host_state = true;
         }
         Ok(())
     }
@@ -192,7 +191,7 @@ impl Group {
 #[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_passed))]
 mod tests {
     use super::*;
-    use crate::vmx::check::{check_vm_entry, valid::Case, Failure};
+    use crate::vmx::check::{check_vm_entry, host_state::ModeCheck, valid::Case, Failure, Mode};
 
     fn enter(case: &Case, passed: &mut Passed) -> Result<(), Failure> {
         check_vm_entry(
@@ -277,16 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn host_state_is_checked_again_in_another_mode_of_l1() {
+    fn the_mode_of_l1_is_always_checked() {
         let mut case = Case::new();
         let mut passed = Passed::NONE;
         assert_eq!(enter(&case, &mut passed), Ok(()));
 
         case.mode = Mode::Legacy;
-        assert!(matches!(
+        assert_eq!(
             enter(&case, &mut passed),
-            Err(Failure::HostState(HostStateCheck::AddressSpaceSize))
-        ));
+            Err(Failure::Mode(ModeCheck::AddressSpaceSize))
+        );
     }
 
     #[test]
