@@ -144,28 +144,48 @@ pub mod vpid {
 /// are stored: `low` are the bits that must be 1, `high` those that may be 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-#[allow(missing_docs)]
 pub struct Msrs {
+    /// Primary VM-execution controls that must be 1.
     pub procbased_ctls_low: u32,
+    /// Primary VM-execution controls that may be 1.
     pub procbased_ctls_high: u32,
+    /// Secondary VM-execution controls that must be 1.
     pub secondary_ctls_low: u32,
+    /// Secondary VM-execution controls that may be 1.
     pub secondary_ctls_high: u32,
+    /// Pin-based VM-execution controls that must be 1.
     pub pinbased_ctls_low: u32,
+    /// Pin-based VM-execution controls that may be 1.
     pub pinbased_ctls_high: u32,
+    /// VM-exit controls that must be 1.
     pub exit_ctls_low: u32,
+    /// VM-exit controls that may be 1.
     pub exit_ctls_high: u32,
+    /// VM-entry controls that must be 1.
     pub entry_ctls_low: u32,
+    /// VM-entry controls that may be 1.
     pub entry_ctls_high: u32,
+    /// `IA32_VMX_MISC`, its low half: see [`misc`].
     pub misc_low: u32,
+    /// `IA32_VMX_MISC`, its high half: the revision of the MSEG.
     pub misc_high: u32,
+    /// Capabilities of EPT: see [`ept`].
     pub ept_caps: u32,
+    /// Capabilities of VPIDs: see [`vpid`].
     pub vpid_caps: u32,
+    /// `IA32_VMX_BASIC`: see [`basic`].
     pub basic: u64,
+    /// Bits of CR0 that must be 1.
     pub cr0_fixed0: u64,
+    /// Bits of CR0 that may be 1.
     pub cr0_fixed1: u64,
+    /// Bits of CR4 that must be 1.
     pub cr4_fixed0: u64,
+    /// Bits of CR4 that may be 1.
     pub cr4_fixed1: u64,
+    /// The highest index of a VMCS field, in bits 9:1.
     pub vmcs_enum: u64,
+    /// VM functions.
     pub vmfunc_controls: u64,
 }
 

@@ -2,6 +2,9 @@
 
 //! Which checks of a VMCS need no repetition, because nothing changed since they passed.
 
+#[cfg(test)]
+mod host;
+
 use super::{
     controls::check_controls,
     failure::{ControlCheck, GuestStateCheck},
