@@ -106,7 +106,8 @@ macro_rules! feature_set {
 /// Declares a group of consistency checks.
 ///
 /// Expands to straight-line code, and to an enum that names each check for tracing and tests. The
-/// expression of a check is true if what it looks at violates the rule.
+/// expression of a check is true if what it looks at violates the rule. The enum is public even if
+/// the function is not, since a failure that contains it is.
 macro_rules! consistency_checks {
     (
         $(#[$meta:meta])*
@@ -114,18 +115,18 @@ macro_rules! consistency_checks {
             $( $(#[$vmeta:meta])* $variant:ident: $violated:expr, )*
         }
     ) => {
-        #[doc = concat!("A check made by [`", stringify!($func), "()`].")]
+        #[doc = concat!("A check made by `", stringify!($func), "()`.")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        $vis enum $id {
+        pub enum $id {
             $( $(#[$vmeta])* $variant, )*
         }
 
         impl $id {
             /// Every check of the group, in the order in which they are made.
-            $vis const ALL: &'static [Self] = &[$( Self::$variant, )*];
+            pub const ALL: &'static [Self] = &[$( Self::$variant, )*];
 
             /// Returns the name of the check.
-            $vis const fn name(self) -> &'static core::ffi::CStr {
+            pub const fn name(self) -> &'static core::ffi::CStr {
                 match self {
                     $( Self::$variant => $crate::macros::c_str(concat!(
                         stringify!($id), "::", stringify!($variant), "\0",

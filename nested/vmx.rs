@@ -3,6 +3,8 @@
 //! VMX: the virtualization of Intel processors.
 
 pub mod capability;
+pub mod check;
+pub mod controls;
 pub mod eptp;
 pub mod exit_reason;
 pub mod field;

@@ -2,6 +2,16 @@
 
 //! What a processor, or KVM to L1, offers of VMX.
 
+#[cfg(any(test, CONFIG_KUNIT))]
+pub(in crate::vmx) mod hosts;
+pub mod msrs;
+mod offer;
+mod restrict;
+
+pub use msrs::{Msr, Msrs};
+pub use offer::{Enabled, Host, PREEMPTION_TIMER_RATE};
+pub use restrict::Refusal;
+
 /// The words of the VMX capability MSRs that enumerate features (SDM, "VMX Capability Reporting
 /// Facility").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
