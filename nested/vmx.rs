@@ -2,8 +2,12 @@
 
 //! VMX: the virtualization of Intel processors.
 
+mod bits;
 pub mod capability;
+//pub mod exit;
 pub mod exit_reason;
+pub mod merge;
+//pub mod route;
 pub mod vmcs12;
 
 pub use exit_reason::ExitReason;

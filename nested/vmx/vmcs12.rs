@@ -12,7 +12,7 @@ pub const REGION_SIZE: usize = 4096;
 ///
 /// Migration depends on the layout, which is that of KVM: fields are never moved. Each has its
 /// name in KVM, and is as wide as it is in 64-bit mode.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Vmcs12 {
     /// Revision of the layout, and the indicator of a shadow VMCS in bit 31.
