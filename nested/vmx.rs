@@ -4,10 +4,10 @@
 
 mod bits;
 pub mod capability;
-//pub mod exit;
+pub mod exit;
 pub mod exit_reason;
 pub mod merge;
-//pub mod route;
+pub mod route;
 pub mod vmcs12;
 
 pub use exit_reason::ExitReason;

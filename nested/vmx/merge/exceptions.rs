@@ -34,11 +34,19 @@ impl Exceptions {
         }
     }
 
-    /// Returns whether an exception exits. There are no vectors above 31.
+    /// Returns whether the bitmap has a vector's bit. There are none above 31.
     #[inline]
-    pub fn select(&self, vector: u8, error_code: u32) -> bool {
-        let bit = 1u32.checked_shl(u32::from(vector)).unwrap_or(0);
-        let selected = self.bitmap & bit != 0;
+    pub const fn select_by_bitmap(&self, vector: u8) -> bool {
+        match 1u32.checked_shl(vector as u32) {
+            Some(bit) => self.bitmap & bit != 0,
+            None => false,
+        }
+    }
+
+    /// Returns whether an exception exits.
+    #[inline]
+    pub const fn select(&self, vector: u8, error_code: u32) -> bool {
+        let selected = self.select_by_bitmap(vector);
 
         if vector == vector::PF {
             // The processor knows no bits above 15: those that L0 has put there do not count.

@@ -227,7 +227,7 @@ mod tests {
     fn a_bitmap_that_cannot_be_read_exits() {
         let memory = OnePort::new(0x80);
         let mut vmcs12 = vmcs12(primary::USE_IO_BITMAPS);
-        vmcs12.io_bitmap_b = u64::MAX & !0xfff;
+        vmcs12.io_bitmap_b = !0xfff;
 
         assert!(!io_exits_to_l1(
             &vmcs12,

@@ -159,7 +159,7 @@ const fn passable() -> [Passable; PASSABLE_WORDS] {
         let mut index = 0;
 
         while index < row.count {
-            let msr = row.first + index;
+            let msr = row.first.wrapping_add(index);
 
             if row.read {
                 add(&mut words, Place::of(msr, Access::Read));
@@ -167,7 +167,7 @@ const fn passable() -> [Passable; PASSABLE_WORDS] {
             if row.write {
                 add(&mut words, Place::of(msr, Access::Write));
             }
-            index += 1;
+            index = index.wrapping_add(1);
         }
         rows = rest;
     }

@@ -1,0 +1,537 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Instructions of L2 that L0 emulates.
+//!
+//! An instruction that L0 emulates does not exit by itself. What L1 would have seen has to be found
+//! out here, before the instruction has an effect, or L2 gets around the intercepts of L1.
+
+use super::ControlRegisterAccess;
+use crate::{
+    memory::GuestMemory,
+    vmx::{
+        bits::{primary, secondary, Has},
+        merge::{
+            io_bitmap::{io_exits_to_l1, IoAccess},
+            msr_bitmap::{msr_exits_to_l1, Access},
+        },
+        ExitReason, Vmcs12,
+    },
+};
+
+/// The direction of an I/O instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoDirection {
+    /// OUT.
+    Out,
+    /// IN.
+    In,
+}
+
+/// Whether an I/O instruction accesses a register or memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoForm {
+    /// IN or OUT.
+    Single,
+    /// INS or OUTS.
+    String,
+}
+
+/// Whether an I/O instruction is repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoRepeat {
+    /// There is no REP prefix.
+    Once,
+    /// There is a REP prefix.
+    Rep,
+}
+
+/// How an I/O instruction names the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoOperand {
+    /// By DX.
+    Dx,
+    /// By an immediate.
+    Immediate,
+}
+
+/// An I/O instruction (SDM, "Exit Qualification for I/O Instructions").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoInstruction {
+    /// The ports.
+    pub access: IoAccess,
+    /// The direction.
+    pub direction: IoDirection,
+    /// Whether it is a string instruction.
+    pub form: IoForm,
+    /// Whether it is repeated.
+    pub repeat: IoRepeat,
+    /// How it names the port.
+    pub operand: IoOperand,
+}
+
+impl IoInstruction {
+    /// Encodes the exit qualification.
+    pub const fn into_qualification(self) -> u64 {
+        let size = (self.access.size as u64).saturating_sub(1) & 7;
+        let direction = matches!(self.direction, IoDirection::In) as u64;
+        let form = matches!(self.form, IoForm::String) as u64;
+        let repeat = matches!(self.repeat, IoRepeat::Rep) as u64;
+        let operand = matches!(self.operand, IoOperand::Immediate) as u64;
+        let port = self.access.port as u64;
+
+        size | direction << 3 | form << 4 | repeat << 5 | operand << 6 | port << 16
+    }
+}
+
+/// An instruction that L0 is about to emulate for L2, as far as VMX can intercept it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instruction {
+    /// IN, OUT, INS, OUTS.
+    Io(IoInstruction),
+    /// LGDT, LIDT, SGDT, SIDT.
+    GdtrIdtr {
+        /// The displacement of the memory operand.
+        displacement: u64,
+    },
+    /// LLDT, LTR, SLDT, STR.
+    LdtrTr {
+        /// The displacement of the memory operand, if that is what it has.
+        displacement: u64,
+    },
+    /// MOV to and from control registers, CLTS, LMSW.
+    ControlRegister {
+        /// What it does.
+        access: ControlRegisterAccess,
+        /// The value that MOV writes.
+        value: u64,
+    },
+    /// MOV to and from debug registers.
+    DebugRegister {
+        /// The exit qualification (SDM, "Exit Qualification for MOV DR").
+        qualification: u64,
+    },
+    /// RDMSR.
+    Rdmsr {
+        /// The MSR.
+        msr: u32,
+    },
+    /// WRMSR.
+    Wrmsr {
+        /// The MSR.
+        msr: u32,
+    },
+    /// INVLPG.
+    Invlpg {
+        /// The linear address of the operand.
+        address: u64,
+    },
+    /// MWAIT.
+    Mwait {
+        /// 1 if address-range monitoring is armed.
+        armed: u64,
+    },
+    /// CPUID.
+    Cpuid,
+    /// HLT.
+    Hlt,
+    /// INVD.
+    Invd,
+    /// MONITOR.
+    Monitor,
+    /// PAUSE.
+    Pause,
+    /// RDPID.
+    Rdpid,
+    /// RDPMC.
+    Rdpmc,
+    /// RDTSC.
+    Rdtsc,
+    /// RDTSCP.
+    Rdtscp,
+    /// WBINVD, WBNOINVD.
+    Wbinvd,
+    /// XSETBV.
+    Xsetbv,
+    /// An instruction that VMX never intercepts, such as SMSW, PUSHF, IRET, INT.
+    Other,
+}
+
+/// What becomes of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intercept {
+    /// L1 does not intercept it: L0 goes on with it.
+    Continue,
+    /// L1 has not enabled it: it raises #UD.
+    UndefinedOpcode,
+    /// L1 intercepts it.
+    Exit {
+        /// The basic exit reason.
+        reason: ExitReason,
+        /// The exit qualification.
+        qualification: u64,
+    },
+}
+
+/// Finds out what L1 has decided about an instruction that L0 is about to emulate.
+#[must_use]
+pub fn check_intercept(
+    vmcs12: &Vmcs12,
+    memory: &impl GuestMemory,
+    instruction: Instruction,
+) -> Intercept {
+    use Instruction as I;
+
+    if !is_enabled(vmcs12, instruction) {
+        return Intercept::UndefinedOpcode;
+    }
+
+    let (reason, qualification, intercepted) = match instruction {
+        I::Io(io) => (
+            ExitReason::IO_INSTRUCTION,
+            io.into_qualification(),
+            io_exits_to_l1(vmcs12, memory, io.access),
+        ),
+        I::GdtrIdtr { displacement } => (
+            ExitReason::GDTR_IDTR,
+            displacement,
+            vmcs12.has_secondary(secondary::DESC),
+        ),
+        I::LdtrTr { displacement } => (
+            ExitReason::LDTR_TR,
+            displacement,
+            vmcs12.has_secondary(secondary::DESC),
+        ),
+        I::ControlRegister { access, value } => (
+            ExitReason::CR_ACCESS,
+            access.into_qualification(),
+            access.exits_to_l1(vmcs12, |_| value),
+        ),
+        I::DebugRegister { qualification } => (
+            ExitReason::DR_ACCESS,
+            qualification,
+            vmcs12.has_primary(primary::MOV_DR_EXITING),
+        ),
+        I::Rdmsr { msr } => (
+            ExitReason::MSR_READ,
+            0,
+            msr_exits_to_l1(vmcs12, memory, msr, Access::Read),
+        ),
+        I::Wrmsr { msr } => (
+            ExitReason::MSR_WRITE,
+            0,
+            msr_exits_to_l1(vmcs12, memory, msr, Access::Write),
+        ),
+        I::Invlpg { address } => (
+            ExitReason::INVLPG,
+            address,
+            vmcs12.has_primary(primary::INVLPG_EXITING),
+        ),
+        I::Mwait { armed } => (
+            ExitReason::MWAIT_INSTRUCTION,
+            armed,
+            vmcs12.has_primary(primary::MWAIT_EXITING),
+        ),
+        I::Cpuid => (ExitReason::CPUID, 0, true),
+        I::Hlt => (ExitReason::HLT, 0, vmcs12.has_primary(primary::HLT_EXITING)),
+        I::Invd => (ExitReason::INVD, 0, true),
+        I::Monitor => (
+            ExitReason::MONITOR_INSTRUCTION,
+            0,
+            vmcs12.has_primary(primary::MONITOR_EXITING),
+        ),
+        // PAUSE-loop exiting does not count: L1 cannot expect that it is this PAUSE that exits.
+        I::Pause => (
+            ExitReason::PAUSE_INSTRUCTION,
+            0,
+            vmcs12.has_primary(primary::PAUSE_EXITING),
+        ),
+        I::Rdpmc => (
+            ExitReason::RDPMC,
+            0,
+            vmcs12.has_primary(primary::RDPMC_EXITING),
+        ),
+        I::Rdtsc => (
+            ExitReason::RDTSC,
+            0,
+            vmcs12.has_primary(primary::RDTSC_EXITING),
+        ),
+        I::Rdtscp => (
+            ExitReason::RDTSCP,
+            0,
+            vmcs12.has_primary(primary::RDTSC_EXITING),
+        ),
+        I::Wbinvd => (
+            ExitReason::WBINVD,
+            0,
+            vmcs12.has_secondary(secondary::WBINVD_EXITING),
+        ),
+        I::Xsetbv => (ExitReason::XSETBV, 0, true),
+        // RDPID reads an MSR, which does not make it an access that the MSR bitmap is about.
+        I::Rdpid | I::Other => return Intercept::Continue,
+    };
+
+    if intercepted {
+        Intercept::Exit {
+            reason,
+            qualification,
+        }
+    } else {
+        Intercept::Continue
+    }
+}
+
+/// Returns whether L1 lets L2 have an instruction.
+fn is_enabled(vmcs12: &Vmcs12, instruction: Instruction) -> bool {
+    match instruction {
+        Instruction::Rdpid | Instruction::Rdtscp => vmcs12.has_secondary(secondary::ENABLE_RDTSCP),
+        _ => true,
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_route_emulated))]
+mod tests {
+    use super::{super::fake::Memory, *};
+
+    const ACTIVATE: u32 = primary::ACTIVATE_SECONDARY_CONTROLS;
+
+    const OUT_0X80: IoInstruction = IoInstruction {
+        access: IoAccess {
+            port: 0x80,
+            size: 1,
+        },
+        direction: IoDirection::Out,
+        form: IoForm::Single,
+        repeat: IoRepeat::Once,
+        operand: IoOperand::Immediate,
+    };
+
+    fn check(primary: u32, secondary: u32, instruction: Instruction) -> Intercept {
+        let vmcs12 = Vmcs12 {
+            cpu_based_vm_exec_control: primary,
+            secondary_vm_exec_control: secondary,
+            ..Vmcs12::default()
+        };
+
+        check_intercept(&vmcs12, &Memory::EMPTY, instruction)
+    }
+
+    fn exit(reason: ExitReason, qualification: u64) -> Intercept {
+        Intercept::Exit {
+            reason,
+            qualification,
+        }
+    }
+
+    #[test]
+    fn instructions_exit_by_their_control() {
+        use Instruction as I;
+
+        for (instruction, primary, secondary, expected) in [
+            (
+                I::Io(OUT_0X80),
+                primary::UNCOND_IO_EXITING,
+                0,
+                exit(ExitReason::IO_INSTRUCTION, 0x80_0040),
+            ),
+            (
+                I::GdtrIdtr { displacement: 8 },
+                0,
+                secondary::DESC,
+                exit(ExitReason::GDTR_IDTR, 8),
+            ),
+            (
+                I::LdtrTr { displacement: 0 },
+                0,
+                secondary::DESC,
+                exit(ExitReason::LDTR_TR, 0),
+            ),
+            (
+                I::ControlRegister {
+                    access: ControlRegisterAccess::from_qualification(0x303),
+                    value: 0,
+                },
+                primary::CR3_LOAD_EXITING,
+                0,
+                exit(ExitReason::CR_ACCESS, 0x303),
+            ),
+            (
+                I::DebugRegister {
+                    qualification: 0x17,
+                },
+                primary::MOV_DR_EXITING,
+                0,
+                exit(ExitReason::DR_ACCESS, 0x17),
+            ),
+            (
+                I::Invlpg { address: 0x1234 },
+                primary::INVLPG_EXITING,
+                0,
+                exit(ExitReason::INVLPG, 0x1234),
+            ),
+            (
+                I::Mwait { armed: 1 },
+                primary::MWAIT_EXITING,
+                0,
+                exit(ExitReason::MWAIT_INSTRUCTION, 1),
+            ),
+            (I::Hlt, primary::HLT_EXITING, 0, exit(ExitReason::HLT, 0)),
+            (
+                I::Monitor,
+                primary::MONITOR_EXITING,
+                0,
+                exit(ExitReason::MONITOR_INSTRUCTION, 0),
+            ),
+            (
+                I::Pause,
+                primary::PAUSE_EXITING,
+                0,
+                exit(ExitReason::PAUSE_INSTRUCTION, 0),
+            ),
+            (
+                I::Rdpmc,
+                primary::RDPMC_EXITING,
+                0,
+                exit(ExitReason::RDPMC, 0),
+            ),
+            (
+                I::Rdtsc,
+                primary::RDTSC_EXITING,
+                0,
+                exit(ExitReason::RDTSC, 0),
+            ),
+            (
+                I::Wbinvd,
+                0,
+                secondary::WBINVD_EXITING,
+                exit(ExitReason::WBINVD, 0),
+            ),
+        ] {
+            assert_eq!(check(ACTIVATE | primary, secondary, instruction), expected);
+            assert_eq!(
+                check(ACTIVATE & !primary, !secondary, instruction),
+                Intercept::Continue
+            );
+        }
+    }
+
+    #[test]
+    fn some_instructions_always_exit_and_some_never_do() {
+        use Instruction as I;
+
+        for (instruction, reason) in [
+            (I::Cpuid, ExitReason::CPUID),
+            (I::Invd, ExitReason::INVD),
+            (I::Xsetbv, ExitReason::XSETBV),
+            // Without bitmaps, each access to an MSR.
+            (I::Rdmsr { msr: 0x10 }, ExitReason::MSR_READ),
+            (I::Wrmsr { msr: 0x10 }, ExitReason::MSR_WRITE),
+        ] {
+            assert_eq!(check(0, 0, instruction), exit(reason, 0));
+        }
+        assert_eq!(check(u32::MAX, u32::MAX, I::Other), Intercept::Continue);
+    }
+
+    #[test]
+    fn rdtscp_and_rdpid_need_to_be_enabled() {
+        const RDTSC: u32 = primary::RDTSC_EXITING;
+        const ENABLE: u32 = secondary::ENABLE_RDTSCP;
+
+        for (primary, secondary, rdtscp, rdpid) in [
+            (
+                ACTIVATE | RDTSC,
+                0,
+                Intercept::UndefinedOpcode,
+                Intercept::UndefinedOpcode,
+            ),
+            (ACTIVATE, ENABLE, Intercept::Continue, Intercept::Continue),
+            (
+                ACTIVATE | RDTSC,
+                ENABLE,
+                exit(ExitReason::RDTSCP, 0),
+                Intercept::Continue,
+            ),
+        ] {
+            assert_eq!(check(primary, secondary, Instruction::Rdtscp), rdtscp);
+            assert_eq!(check(primary, secondary, Instruction::Rdpid), rdpid);
+        }
+    }
+
+    #[test]
+    fn pause_loop_exiting_leaves_an_emulated_pause_alone() {
+        assert_eq!(
+            check(ACTIVATE, secondary::PAUSE_LOOP_EXITING, Instruction::Pause),
+            Intercept::Continue
+        );
+    }
+
+    #[test]
+    fn bitmaps_of_l1_count_for_emulated_instructions_too() {
+        let vmcs12 = Vmcs12 {
+            cpu_based_vm_exec_control: primary::USE_IO_BITMAPS | primary::USE_MSR_BITMAPS,
+            io_bitmap_a: 0x1000,
+            msr_bitmap: 0x1000,
+            ..Vmcs12::default()
+        };
+        let check = |byte, instruction| {
+            let memory = Memory {
+                address: 0x1010,
+                byte,
+            };
+            check_intercept(&vmcs12, &memory, instruction)
+        };
+        let rdmsr = Instruction::Rdmsr { msr: 0x80 };
+
+        assert_eq!(
+            check(1, Instruction::Io(OUT_0X80)),
+            exit(ExitReason::IO_INSTRUCTION, 0x80_0040)
+        );
+        assert_eq!(check(0xfe, Instruction::Io(OUT_0X80)), Intercept::Continue);
+        assert_eq!(check(1, rdmsr), exit(ExitReason::MSR_READ, 0));
+        assert_eq!(check(0xfe, rdmsr), Intercept::Continue);
+    }
+
+    #[test]
+    fn each_property_of_an_io_instruction_has_its_bits() {
+        let plain = IoInstruction {
+            operand: IoOperand::Dx,
+            ..OUT_0X80
+        };
+
+        for (io, expected) in [
+            (plain, 0x80_0000),
+            (
+                IoInstruction {
+                    access: IoAccess { port: 1, size: 4 },
+                    ..plain
+                },
+                0x1_0003,
+            ),
+            (
+                IoInstruction {
+                    direction: IoDirection::In,
+                    ..plain
+                },
+                0x80_0008,
+            ),
+            (
+                IoInstruction {
+                    form: IoForm::String,
+                    ..plain
+                },
+                0x80_0010,
+            ),
+            (
+                IoInstruction {
+                    repeat: IoRepeat::Rep,
+                    ..plain
+                },
+                0x80_0020,
+            ),
+            (OUT_0X80, 0x80_0040),
+        ] {
+            assert_eq!(io.into_qualification(), expected);
+            assert_eq!(IoAccess::from_qualification(expected), io.access);
+        }
+    }
+}
