@@ -138,8 +138,6 @@ pub(crate) mod cr0 {
 
 /// Bits of CR4.
 pub(crate) mod cr4 {
-    pub(crate) const PCIDE: u64 = 1 << 17;
-    pub(crate) const PAE: u64 = 1 << 5;
     pub(crate) const UMIP: u64 = 1 << 11;
 }
 

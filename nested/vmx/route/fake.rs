@@ -79,7 +79,11 @@ impl GuestMemory for Memory {
             return Err(Inaccessible);
         }
         for (byte, address) in bytes.iter_mut().zip(first..) {
-            *byte = if address == self.address { self.byte } else { 0 };
+            *byte = if address == self.address {
+                self.byte
+            } else {
+                0
+            };
         }
         Ok(())
     }
