@@ -9,6 +9,7 @@ mod control_register;
 mod emulated;
 mod exception;
 mod instruction;
+mod io_instruction;
 
 use super::{
     bits::{primary, secondary, Has},
@@ -22,10 +23,8 @@ use super::{
 use crate::{exits::Taker, memory::GuestMemory};
 
 pub use control_register::{ControlRegisterAccess, LmswOperand};
-pub use emulated::{
-    check_intercept, Instruction, Intercept, IoDirection, IoForm, IoInstruction, IoOperand,
-    IoRepeat,
-};
+pub use emulated::{check_intercept, Instruction, Intercept};
+pub use io_instruction::{IoDirection, IoForm, IoInstruction, IoOperand, IoRepeat};
 
 /// Who an exit of L2 goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

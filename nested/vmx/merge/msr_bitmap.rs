@@ -7,17 +7,23 @@
 //! hardware's APIC, which must never become L2's. L2 gets them only where vmcs02 virtualizes the
 //! access, and then L1 alone decides.
 
+mod passable;
+mod x2apic;
+
+use self::{
+    passable::PASSABLE,
+    x2apic::{VirtualX2apic, X2APIC_READS, X2APIC_WRITES},
+};
+use super::conditions::MsrBitmapUse;
 use crate::{
     address::Gpa,
     checked::Checked,
     memory::{GuestMemory, Inaccessible},
     vmx::{
-        bits::{primary, secondary, Has},
+        bits::{primary, Has},
         Vmcs12,
     },
 };
-
-use super::conditions::MsrBitmapUse;
 
 /// The number of 64-bit words of an MSR bitmap.
 pub const WORDS: usize = 512;
@@ -86,178 +92,6 @@ impl MsrBitmap {
     /// Returns whether an access exits. One to an MSR that has no bit always does.
     pub fn intercepts(&self, msr: u32, access: Access) -> bool {
         Place::of(msr, access).is_none_or(|place| self.word(place.word) & place.mask != 0)
-    }
-}
-
-/// Accesses that may pass, as the bits of one word of the bitmap.
-type Passable = (usize, u64);
-
-/// Accesses to MSRs that follow each other.
-struct Row {
-    first: u32,
-    count: u32,
-    read: bool,
-    write: bool,
-}
-
-const fn read(first: u32, count: u32) -> Row {
-    Row {
-        first,
-        count,
-        read: true,
-        write: false,
-    }
-}
-
-const fn write(first: u32, count: u32) -> Row {
-    Row {
-        first,
-        count,
-        read: false,
-        write: true,
-    }
-}
-
-const fn both(first: u32, count: u32) -> Row {
-    Row {
-        first,
-        count,
-        read: true,
-        write: true,
-    }
-}
-
-/// The MSRs that pass if neither L1 nor L0 intercepts them.
-const PASSABLE_ROWS: &[Row] = &[
-    both(0x48, 1),        // IA32_SPEC_CTRL
-    write(0x49, 1),       // IA32_PRED_CMD
-    both(0xc1, 8),        // IA32_PMC0 and those that follow
-    read(0xe7, 2),        // IA32_MPERF, IA32_APERF
-    write(0x10b, 1),      // IA32_FLUSH_CMD
-    both(0x309, 3),       // IA32_FIXED_CTR0 and those that follow
-    read(0x38e, 1),       // IA32_PERF_GLOBAL_STATUS
-    both(0x38f, 1),       // IA32_PERF_GLOBAL_CTRL
-    write(0x390, 1),      // IA32_PERF_GLOBAL_OVF_CTRL
-    both(0x4c1, 8),       // IA32_A_PMC0 and those that follow
-    both(0x6a0, 1),       // IA32_U_CET
-    both(0x6a2, 1),       // IA32_S_CET
-    both(0x6a4, 4),       // IA32_PL0_SSP to IA32_PL3_SSP
-    both(0xc000_0100, 3), // IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE
-];
-
-/// How many words [`PASSABLE_ROWS`] have bits in.
-const PASSABLE_WORDS: usize = 15;
-
-/// [`PASSABLE_ROWS`] by the words of the bitmap, so that each word of L1's is read once.
-const PASSABLE: [Passable; PASSABLE_WORDS] = passable();
-
-const fn passable() -> [Passable; PASSABLE_WORDS] {
-    let mut words = [(WORDS, 0); PASSABLE_WORDS];
-    let mut rows = PASSABLE_ROWS;
-
-    while let [row, rest @ ..] = rows {
-        let mut index = 0;
-
-        while index < row.count {
-            let msr = row.first.wrapping_add(index);
-
-            if row.read {
-                add(&mut words, Place::of(msr, Access::Read));
-            }
-            if row.write {
-                add(&mut words, Place::of(msr, Access::Write));
-            }
-            index = index.wrapping_add(1);
-        }
-        rows = rest;
-    }
-    words
-}
-
-/// Adds a bit to the entry of its word, or to the first that is free.
-const fn add(words: &mut [Passable], place: Option<Place>) {
-    let Some(place) = place else { return };
-    let mut rest = words;
-
-    while let Some((entry, others)) = rest.split_first_mut() {
-        if entry.0 == place.word || entry.0 == WORDS {
-            *entry = (place.word, entry.1 | place.mask);
-            return;
-        }
-        rest = others;
-    }
-}
-
-/// The words of the bitmap that x2APIC MSRs have: 0x800 to 0x8ff.
-const X2APIC_READS: core::ops::Range<usize> = 0x20..0x24;
-const X2APIC_WRITES: core::ops::Range<usize> = 0x120..0x124;
-
-const X2APIC_TPR: u32 = 0x808;
-const X2APIC_EOI: u32 = 0x80b;
-const X2APIC_SELF_IPI: u32 = 0x83f;
-
-/// The accesses to x2APIC MSRs that vmcs02 virtualizes if vmcs12 has the controls for it.
-struct VirtualX2apic {
-    /// Registers that are read in the virtual-APIC page.
-    reads: X2apicReads,
-    eoi_and_self_ipi: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum X2apicReads {
-    None,
-    Tpr,
-    All,
-}
-
-impl VirtualX2apic {
-    fn of(vmcs12: &Vmcs12) -> Self {
-        let controls = vmcs12.secondary();
-        let virtualized = controls & secondary::VIRTUALIZE_X2APIC_MODE != 0;
-
-        Self {
-            reads: if !virtualized {
-                X2apicReads::None
-            } else if controls & secondary::APIC_REGISTER_VIRT != 0 {
-                X2apicReads::All
-            } else {
-                X2apicReads::Tpr
-            },
-            eoi_and_self_ipi: if virtualized && controls & secondary::VIRTUAL_INTR_DELIVERY != 0 {
-                u64::MAX
-            } else {
-                0
-            },
-        }
-    }
-
-    /// Returns the reads that are virtualized, of those in a word.
-    fn reads(&self, word: usize) -> u64 {
-        match self.reads {
-            X2apicReads::None => 0,
-            X2apicReads::Tpr => bit_in(word, X2APIC_TPR, Access::Read),
-            X2apicReads::All => u64::MAX,
-        }
-    }
-
-    /// Returns the writes that are virtualized, of those in a word.
-    fn writes(&self, word: usize) -> u64 {
-        let eoi_and_self_ipi =
-            bit_in(word, X2APIC_EOI, Access::Write) | bit_in(word, X2APIC_SELF_IPI, Access::Write);
-        let tpr = match self.reads {
-            X2apicReads::None => 0,
-            X2apicReads::Tpr | X2apicReads::All => bit_in(word, X2APIC_TPR, Access::Write),
-        };
-
-        tpr | (eoi_and_self_ipi & self.eoi_and_self_ipi)
-    }
-}
-
-/// Returns the bit of an access if it is in a word, else 0.
-const fn bit_in(word: usize, msr: u32, access: Access) -> u64 {
-    match Place::of(msr, access) {
-        Some(place) if place.word == word => place.mask,
-        _ => 0,
     }
 }
 
@@ -370,32 +204,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_words_is_full_and_has_each_word_once() {
-        for (index, (word, mask)) in PASSABLE.iter().enumerate() {
-            assert!(*word < WORDS);
-            assert!(*mask != 0);
-            assert!(PASSABLE
-                .iter()
-                .skip(index + 1)
-                .all(|(other, _)| other != word));
-        }
-
-        let listed: u32 = PASSABLE_ROWS
-            .iter()
-            .map(|row| row.count * (u32::from(row.read) + u32::from(row.write)))
-            .sum();
-        let kept: u32 = PASSABLE.iter().map(|(_, mask)| mask.count_ones()).sum();
-        assert_eq!(kept, listed);
-    }
-
-    #[test]
-    fn no_x2apic_msr_is_in_the_table() {
-        for row in PASSABLE_ROWS {
-            assert!(row.first + row.count <= 0x800 || row.first > 0x8ff);
-        }
-    }
-
-    #[test]
     fn bits_are_where_the_manual_says() {
         for (msr, access, expected) in [
             (0, Access::Read, Some((0, 1))),
@@ -420,6 +228,7 @@ mod tests {
 #[cfg(test)]
 mod host {
     use super::*;
+    use crate::vmx::bits::secondary;
     use std::cell::RefCell;
 
     const ADDRESS: u64 = 0x5000;

@@ -86,7 +86,7 @@ fn scale(value: u64, multiplier: u64) -> u64 {
 /// Multiplies a signed number by a fixed-point number, rounding towards 0.
 #[inline]
 fn scale_signed(value: u64, multiplier: u64) -> u64 {
-    if value.cast_signed() < 0 {
+    if value >> 63 != 0 {
         scale(value.wrapping_neg(), multiplier).wrapping_neg()
     } else {
         scale(value, multiplier)
