@@ -77,6 +77,10 @@ pub fn virtual_apic_page(
     backing: impl FnOnce() -> Backing,
 ) -> VirtualApicPage {
     const CR8_EXITING: u32 = primary::CR8_LOAD_EXITING | primary::CR8_STORE_EXITING;
+    const VIRTUALIZATION: u32 = secondary::VIRTUALIZE_APIC_ACCESSES
+        | secondary::VIRTUALIZE_X2APIC_MODE
+        | secondary::APIC_REGISTER_VIRT
+        | secondary::VIRTUAL_INTR_DELIVERY;
 
     if !vmcs12.has_primary(primary::TPR_SHADOW) {
         return VirtualApicPage::Unused;
@@ -85,10 +89,10 @@ pub fn virtual_apic_page(
         return VirtualApicPage::Used;
     }
 
-    // With each access to CR8 exiting and none to the APIC's page virtualized, the processor never
-    // looks at the page.
+    // With each access to CR8 exiting and nothing of the APIC virtualized, the processor never looks
+    // at the page.
     if vmcs12.cpu_based_vm_exec_control & CR8_EXITING == CR8_EXITING
-        && !vmcs12.has_secondary(secondary::VIRTUALIZE_APIC_ACCESSES)
+        && !vmcs12.has_secondary(VIRTUALIZATION)
     {
         VirtualApicPage::Unused
     } else {
@@ -225,6 +229,11 @@ mod tests {
             (
                 SHADOW | LOAD | STORE | ACTIVATE,
                 ACCESSES,
+                VirtualApicPage::Illegal,
+            ),
+            (
+                SHADOW | LOAD | STORE | ACTIVATE,
+                secondary::VIRTUALIZE_X2APIC_MODE,
                 VirtualApicPage::Illegal,
             ),
             (SHADOW | LOAD | STORE, ACCESSES, VirtualApicPage::Unused),

@@ -4,7 +4,7 @@
 
 use super::apic::{PostedInterruptDescriptor, VirtualApicPage};
 use crate::vmx::{
-    bits::{cr4, efer},
+    bits::{cr4, efer, primary, Has},
     Vmcs12,
 };
 
@@ -82,9 +82,14 @@ impl Conditions {
         if circumstances.descriptor == PostedInterruptDescriptor::Used {
             conditions = conditions.with(Condition::DescriptorIsMapped);
         }
+        // What vmcs12 says counts as well: one of the two has to hold, or CR8 is the hardware's.
         conditions = conditions.with(match circumstances.virtual_apic_page {
-            VirtualApicPage::Used | VirtualApicPage::Illegal => Condition::TprShadowIsUsed,
-            VirtualApicPage::Unused => Condition::TprShadowIsUnused,
+            VirtualApicPage::Used | VirtualApicPage::Illegal
+                if vmcs12.has_primary(primary::TPR_SHADOW) =>
+            {
+                Condition::TprShadowIsUsed
+            }
+            _ => Condition::TprShadowIsUnused,
         });
         if circumstances.msr_bitmap == MsrBitmapUse::Merged {
             conditions = conditions.with(Condition::MsrBitmapIsMerged);
@@ -167,9 +172,10 @@ pub(super) const PLAIN: Circumstances = Circumstances {
 mod tests {
     use super::*;
 
-    /// Returns whether a condition holds for an L2 with CR4.UMIP after a change.
+    /// Returns whether a condition holds for an L2 with CR4.UMIP and a TPR shadow after a change.
     fn holds(condition: Condition, change: fn(&mut Circumstances)) -> bool {
         let vmcs12 = Vmcs12 {
+            cpu_based_vm_exec_control: primary::TPR_SHADOW,
             guest_cr4: cr4::UMIP,
             ..Vmcs12::default()
         };
@@ -214,6 +220,20 @@ mod tests {
         assert!(holds(Condition::TprShadowIsUsed, |c| {
             c.virtual_apic_page = VirtualApicPage::Illegal;
         }));
+    }
+
+    #[test]
+    fn there_is_no_tpr_shadow_that_vmcs12_does_not_ask_for() {
+        for page in [VirtualApicPage::Used, VirtualApicPage::Illegal] {
+            let circumstances = Circumstances {
+                virtual_apic_page: page,
+                ..PLAIN
+            };
+            let conditions = Conditions::of(&Vmcs12::default(), &circumstances);
+
+            assert!(!conditions.holds(Condition::TprShadowIsUsed));
+            assert!(conditions.holds(Condition::TprShadowIsUnused));
+        }
     }
 
     #[test]

@@ -231,6 +231,9 @@ pub fn xss_exiting_bitmap(vmcs12: Checked<'_, Vmcs12>) -> u64 {
     }
 }
 
+#[cfg(test)]
+mod formulas;
+
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_merge_controls))]
 mod tests {
