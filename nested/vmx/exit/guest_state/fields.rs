@@ -42,7 +42,7 @@ macro_rules! saved_fields {
 saved_fields! {
     /// Saves what L1 rarely reads.
     fn save_rare,
-    /// Returns whether a field is one that only [`save_rare()`] saves, or that it saves too.
+    /// Returns whether [`save_rare()`] saves a field: it has to, before L1 reads it.
     ///
     /// CS and SS access rights are not: they say mode and privilege of L2, and are always saved.
     fn is_rare {
