@@ -252,7 +252,7 @@ mod tests {
         valid::Case,
         *,
     };
-    use crate::vmx::ExitReason;
+    use crate::vmx::{eptp::EptpCheck, instruction::InstructionError, ExitReason};
 
     impl Case {
         /// Returns the check that VM entry fails.
@@ -323,13 +323,12 @@ mod tests {
         };
 
         assert_eq!(
-            Failure::Controls(ControlCheck::EptPointer(controls::EptPointerCheck::Address))
-                .outcome(),
-            Outcome::VmFailValid(7)
+            Failure::Controls(ControlCheck::EptPointer(EptpCheck::Address)).outcome(),
+            Outcome::VmFailValid(InstructionError::ENTRY_INVALID_CONTROL_FIELD)
         );
         assert_eq!(
             Failure::HostState(HostStateCheck::CsNull).outcome(),
-            Outcome::VmFailValid(8)
+            Outcome::VmFailValid(InstructionError::ENTRY_INVALID_HOST_STATE_FIELD)
         );
         assert_eq!(
             Failure::GuestState(GuestStateCheck::Registers(RegisterCheck::Dr7)).outcome(),
@@ -368,7 +367,7 @@ mod tests {
         let failure = Failure::HostState(HostStateCheck::CsNull);
 
         assert_eq!(failure.group(), "host state");
-        assert_eq!(failure.name(), "CsNull");
+        assert_eq!(failure.name(), c"HostStateCheck::CsNull");
     }
 
     #[test]

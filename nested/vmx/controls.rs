@@ -25,6 +25,9 @@ macro_rules! controls {
             /// Controls and Default Settings").
             $vis const DEFAULT1: Self = Self($default1);
 
+            /// Those of them that have no name.
+            $vis const RESERVED1: Self = Self($default1 & !(0 $( | 1 << $bit )*));
+
             $( $(#[$vmeta])* $vis const $constant: Self = Self(1 << $bit); )*
 
             /// The controls that have a name, in the order of their bits.

@@ -2,6 +2,7 @@
 
 //! EPT pointers of L1, and what `IA32_VMX_EPT_VPID_CAP` says.
 
+use super::capability::msrs::{ept, join, vpid, Msrs};
 use crate::address::Gpa;
 
 /// `IA32_VMX_EPT_VPID_CAP` (SDM, "VPID and EPT Capabilities").
@@ -10,33 +11,34 @@ pub struct EptVpidCapability(u64);
 
 impl EptVpidCapability {
     /// Execute-only translations.
-    pub const EXECUTE_ONLY: u64 = 1 << 0;
+    pub const EXECUTE_ONLY: u64 = join(ept::EXECUTE_ONLY, 0);
     /// Page walks of 4 levels.
-    pub const WALK_4: u64 = 1 << 6;
+    pub const WALK_4: u64 = join(ept::PAGE_WALK_4, 0);
     /// Page walks of 5 levels.
-    pub const WALK_5: u64 = 1 << 7;
+    pub const WALK_5: u64 = join(ept::PAGE_WALK_5, 0);
     /// Uncacheable paging structures.
-    pub const UNCACHEABLE: u64 = 1 << 8;
+    pub const UNCACHEABLE: u64 = join(ept::UC, 0);
     /// Write-back paging structures.
-    pub const WRITE_BACK: u64 = 1 << 14;
+    pub const WRITE_BACK: u64 = join(ept::WB, 0);
     /// INVEPT.
-    pub const INVEPT: u64 = 1 << 20;
+    pub const INVEPT: u64 = join(ept::INVEPT, 0);
     /// Accessed and dirty flags.
-    pub const ACCESSED_DIRTY: u64 = 1 << 21;
+    pub const ACCESSED_DIRTY: u64 = join(ept::AD, 0);
     /// INVEPT of a single context.
-    pub const INVEPT_SINGLE_CONTEXT: u64 = 1 << 25;
+    pub const INVEPT_SINGLE_CONTEXT: u64 = join(ept::EXTENT_CONTEXT, 0);
     /// INVEPT of all contexts.
-    pub const INVEPT_ALL_CONTEXTS: u64 = 1 << 26;
+    pub const INVEPT_ALL_CONTEXTS: u64 = join(ept::EXTENT_GLOBAL, 0);
     /// INVVPID.
-    pub const INVVPID: u64 = 1 << 32;
+    pub const INVVPID: u64 = join(0, vpid::INVVPID);
     /// INVVPID of an individual address.
-    pub const INVVPID_INDIVIDUAL_ADDRESS: u64 = 1 << 40;
+    pub const INVVPID_INDIVIDUAL_ADDRESS: u64 = join(0, vpid::EXTENT_INDIVIDUAL_ADDR);
     /// INVVPID of a single context.
-    pub const INVVPID_SINGLE_CONTEXT: u64 = 1 << 41;
+    pub const INVVPID_SINGLE_CONTEXT: u64 = join(0, vpid::EXTENT_SINGLE_CONTEXT);
     /// INVVPID of all contexts.
-    pub const INVVPID_ALL_CONTEXTS: u64 = 1 << 42;
+    pub const INVVPID_ALL_CONTEXTS: u64 = join(0, vpid::EXTENT_GLOBAL_CONTEXT);
     /// INVVPID of a single context except for global translations.
-    pub const INVVPID_SINGLE_CONTEXT_RETAINING_GLOBALS: u64 = 1 << 43;
+    pub const INVVPID_SINGLE_CONTEXT_RETAINING_GLOBALS: u64 =
+        join(0, vpid::EXTENT_SINGLE_NON_GLOBAL);
 
     /// Takes the value of the MSR.
     pub const fn new(msr: u64) -> Self {
@@ -46,6 +48,13 @@ impl EptVpidCapability {
     /// Returns whether all of the features are there.
     pub const fn has(self, features: u64) -> bool {
         self.0 & features == features
+    }
+}
+
+impl Msrs {
+    /// Returns what there is of EPT and of VPIDs.
+    pub const fn ept_vpid(&self) -> EptVpidCapability {
+        EptVpidCapability::new(join(self.ept_caps, self.vpid_caps))
     }
 }
 

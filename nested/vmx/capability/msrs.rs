@@ -192,7 +192,7 @@ pub struct Msrs {
 const _: () = assert!(size_of::<Msrs>() == 112);
 
 /// Makes an MSR of its halves.
-pub(super) const fn join(low: u32, high: u32) -> u64 {
+pub(in crate::vmx) const fn join(low: u32, high: u32) -> u64 {
     (high as u64) << 32 | low as u64
 }
 

@@ -9,13 +9,14 @@ mod exit;
 
 pub use entry::{check_entry_controls, EntryControlCheck};
 pub use event::{check_event_injection, Event, EventInjectionCheck};
-pub use execution::{
-    check_ept_pointer, check_execution_controls, EptPointerCheck, ExecutionControlCheck,
-};
+pub use execution::{check_execution_controls, ExecutionControlCheck};
 pub use exit::{check_exit_controls, ExitControlCheck};
 
 use super::{failure::ControlCheck, Processor};
-use crate::{address::Gpa, vmx::Vmcs12};
+use crate::{
+    address::Gpa,
+    vmx::{eptp::check_eptp, Vmcs12},
+};
 
 /// The alignment and size of an entry of an MSR area in bytes.
 const MSR_ENTRY_SIZE: u64 = 16;
@@ -24,7 +25,12 @@ const MSR_ENTRY_SIZE: u64 = 16;
 pub fn check_controls(vmcs12: &Vmcs12, processor: &Processor<'_>) -> Result<(), ControlCheck> {
     check_execution_controls(vmcs12, processor).map_err(ControlCheck::Execution)?;
     if vmcs12.secondary().ept() {
-        check_ept_pointer(vmcs12.ept_pointer, processor).map_err(ControlCheck::EptPointer)?;
+        check_eptp(
+            vmcs12.ept_pointer,
+            processor.msrs.ept_vpid(),
+            processor.physical_address_width,
+        )
+        .map_err(ControlCheck::EptPointer)?;
     }
     check_exit_controls(vmcs12, processor).map_err(ControlCheck::Exit)?;
     check_entry_controls(vmcs12, processor).map_err(ControlCheck::Entry)

@@ -3,10 +3,7 @@
 //! Which check of VM entry failed, and what L1 sees of it.
 
 use super::{
-    controls::{
-        EntryControlCheck, EptPointerCheck, EventInjectionCheck, ExecutionControlCheck,
-        ExitControlCheck,
-    },
+    controls::{EntryControlCheck, EventInjectionCheck, ExecutionControlCheck, ExitControlCheck},
     guest_state::{
         ActivityCheck, EferCheck, LinkPointerCheck, NonRegisterCheck, PdpteCheck, RegisterCheck,
         RipRflagsCheck, SegmentCheck,
@@ -14,7 +11,8 @@ use super::{
     host_state::{HostStateCheck, ModeCheck},
     msr_area::{LoadFailure, MsrEntryCheck},
 };
-use crate::vmx::ExitReason;
+use crate::vmx::{eptp::EptpCheck, instruction::InstructionError, ExitReason};
+use core::ffi::CStr;
 
 /// Which check on the controls failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +20,7 @@ pub enum ControlCheck {
     /// One on the VM-execution controls.
     Execution(ExecutionControlCheck),
     /// One on the EPT pointer.
-    EptPointer(EptPointerCheck),
+    EptPointer(EptpCheck),
     /// One on the VM-exit controls.
     Exit(ExitControlCheck),
     /// One on the VM-entry controls.
@@ -71,7 +69,7 @@ pub enum Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// VMfailValid with this VM-instruction error.
-    VmFailValid(u32),
+    VmFailValid(InstructionError),
     /// A VM exit with this exit reason, in which bit 31 has to be set, and exit qualification.
     FailedEntry {
         /// The basic exit reason.
@@ -80,11 +78,6 @@ pub enum Outcome {
         qualification: u64,
     },
 }
-
-/// `VMXERR_ENTRY_INVALID_CONTROL_FIELD`.
-const ENTRY_INVALID_CONTROL_FIELD: u32 = 7;
-/// `VMXERR_ENTRY_INVALID_HOST_STATE_FIELD`.
-const ENTRY_INVALID_HOST_STATE_FIELD: u32 = 8;
 
 /// Exit qualifications of invalid guest state (SDM, "VM-Entry Failures During or After Loading
 /// Guest State").
@@ -111,9 +104,11 @@ impl Failure {
     /// Returns what L1 sees.
     pub const fn outcome(self) -> Outcome {
         match self {
-            Self::Controls(_) => Outcome::VmFailValid(ENTRY_INVALID_CONTROL_FIELD),
+            Self::Controls(_) => {
+                Outcome::VmFailValid(InstructionError::ENTRY_INVALID_CONTROL_FIELD)
+            }
             Self::Mode(_) | Self::HostState(_) => {
-                Outcome::VmFailValid(ENTRY_INVALID_HOST_STATE_FIELD)
+                Outcome::VmFailValid(InstructionError::ENTRY_INVALID_HOST_STATE_FIELD)
             }
             Self::GuestState(check) => Outcome::FailedEntry {
                 reason: ExitReason::INVALID_STATE,
@@ -143,7 +138,7 @@ impl Failure {
     }
 
     /// Returns the name of the check.
-    pub const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static CStr {
         match self {
             Self::Controls(ControlCheck::Execution(check)) => check.name(),
             Self::Controls(ControlCheck::EptPointer(check)) => check.name(),
@@ -163,7 +158,7 @@ impl Failure {
             Self::MsrLoading(LoadFailure {
                 check: Some(check), ..
             }) => MsrEntryCheck::name(check),
-            Self::MsrLoading(LoadFailure { check: None, .. }) => "Access",
+            Self::MsrLoading(LoadFailure { check: None, .. }) => c"Access",
         }
     }
 }

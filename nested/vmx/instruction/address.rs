@@ -196,6 +196,7 @@ mod tests {
         },
         *,
     };
+    use core::ffi::CStr;
 
     const DATA: SegmentRegister = SegmentRegister {
         base: 0x1000,
@@ -255,7 +256,7 @@ mod tests {
         linear_address(&operand, 8, Direction::Read, addressing, &Same(DATA))
     }
 
-    fn fault(fault: Fault, check: &'static str) -> Result<Gva, Refusal> {
+    fn fault(fault: Fault, check: &'static CStr) -> Result<Gva, Refusal> {
         Err(Refusal::Fault(fault, check))
     }
 
@@ -270,7 +271,10 @@ mod tests {
         let operand = Information::new(field, 0x10).memory()?;
         let address = linear_address(&operand, 8, Direction::Read, LONG, &Same(DATA));
         // 0x0202020202020202 * 8 + 0x0101010101010101 + 0x10
-        assert_eq!(address, fault(Fault::GeneralProtection, "FirstByte"));
+        assert_eq!(
+            address,
+            fault(Fault::GeneralProtection, c"CanonicalCheck::FirstByte")
+        );
 
         let small = Memory {
             address_size: AddressSize::Bits32,
@@ -313,13 +317,16 @@ mod tests {
         assert_eq!(long(3, last, LONG), gva(last));
         assert_eq!(
             long(3, last + 1, LONG),
-            fault(Fault::GeneralProtection, "LastByte")
+            fault(Fault::GeneralProtection, c"CanonicalCheck::LastByte")
         );
         assert_eq!(
             long(3, 1 << 47, LONG),
-            fault(Fault::GeneralProtection, "FirstByte")
+            fault(Fault::GeneralProtection, c"CanonicalCheck::FirstByte")
         );
-        assert_eq!(long(2, 1 << 47, LONG), fault(Fault::Stack, "FirstByte"));
+        assert_eq!(
+            long(2, 1 << 47, LONG),
+            fault(Fault::Stack, c"CanonicalCheck::FirstByte")
+        );
         assert_eq!(
             long(3, 0xffff_8000_0000_0000, LONG),
             gva(0xffff_8000_0000_0000)
@@ -339,7 +346,7 @@ mod tests {
         assert_eq!(long(3, 1 << 47, wide), gva(1 << 47));
         assert_eq!(
             long(3, 1 << 56, wide),
-            fault(Fault::GeneralProtection, "FirstByte")
+            fault(Fault::GeneralProtection, c"CanonicalCheck::FirstByte")
         );
     }
 
@@ -357,7 +364,7 @@ mod tests {
         );
         assert_eq!(
             long(3, 0x0100_0000_0000_0000, masked),
-            fault(Fault::GeneralProtection, "FirstByte")
+            fault(Fault::GeneralProtection, c"CanonicalCheck::FirstByte")
         );
         assert_eq!(
             long(3, 0x8012_8000_0000_0000, masked),
@@ -366,7 +373,7 @@ mod tests {
         // Bit 63 is not masked.
         assert_eq!(
             long(3, 0xffff_0000_0000_0000, masked),
-            fault(Fault::GeneralProtection, "FirstByte")
+            fault(Fault::GeneralProtection, c"CanonicalCheck::FirstByte")
         );
     }
 
@@ -394,11 +401,17 @@ mod tests {
             ..DATA
         };
 
-        assert_eq!(protected(DATA, 0xff9, Direction::Write), refused("Limit"));
-        assert_eq!(protected(read_only, 0, Direction::Write), refused("Type"));
+        assert_eq!(
+            protected(DATA, 0xff9, Direction::Write),
+            refused(c"SegmentCheck::Limit")
+        );
+        assert_eq!(
+            protected(read_only, 0, Direction::Write),
+            refused(c"SegmentCheck::Type")
+        );
         assert_eq!(
             protected(unusable, 0, Direction::Write),
-            refused("Unusable")
+            refused(c"SegmentCheck::Unusable")
         );
     }
 
@@ -458,12 +471,18 @@ mod tests {
         };
 
         assert_eq!(stack(FLAT), gva(0x1000));
-        assert_eq!(stack(DATA), fault(Fault::Stack, "Limit"));
-        assert_eq!(stack(unusable), fault(Fault::Stack, "Unusable"));
-        assert_eq!(stack(read_only), fault(Fault::GeneralProtection, "Type"));
+        assert_eq!(stack(DATA), fault(Fault::Stack, c"SegmentCheck::Limit"));
+        assert_eq!(
+            stack(unusable),
+            fault(Fault::Stack, c"SegmentCheck::Unusable")
+        );
+        assert_eq!(
+            stack(read_only),
+            fault(Fault::GeneralProtection, c"SegmentCheck::Type")
+        );
         assert_eq!(
             protected(unusable, 0, Direction::Read),
-            fault(Fault::GeneralProtection, "Unusable")
+            fault(Fault::GeneralProtection, c"SegmentCheck::Unusable")
         );
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! How instructions of VMX end.
 
 use crate::address::Gpa;
+use core::ffi::CStr;
 
 open_enum! {
     /// A VM-instruction error (SDM, "VM Instruction Error Numbers").
@@ -130,7 +131,7 @@ impl Fault {
 #[must_use]
 pub enum Refusal {
     /// It faults, because of the named check.
-    Fault(Fault, &'static str),
+    Fault(Fault, &'static CStr),
     /// It fails in a way that has no number.
     FailInvalid,
     /// It fails, with a number that is lost if there is no current VMCS.
@@ -147,15 +148,12 @@ impl Refusal {
         }
     }
 
-    /// Returns the name of the check or of the error, for tracing.
-    pub const fn name(self) -> &'static str {
+    /// Returns the name of the check, or the kind of the failure, for tracing.
+    pub const fn name(self) -> &'static CStr {
         match self {
             Self::Fault(_, check) => check,
-            Self::FailInvalid => "FailInvalid",
-            Self::Fail(error) => match error.name() {
-                Some(name) => name,
-                None => "Fail",
-            },
+            Self::FailInvalid => c"VMfailInvalid",
+            Self::Fail(_) => c"VMfail",
         }
     }
 }
@@ -206,17 +204,16 @@ mod tests {
             (Fault::Stack, 12),
             (Fault::GeneralProtection, 13),
         ] {
-            assert_eq!(Refusal::Fault(fault, "check").outcome(CURRENT), Err(fault));
+            assert_eq!(Refusal::Fault(fault, c"check").outcome(CURRENT), Err(fault));
             assert_eq!(fault.vector(), vector);
         }
     }
 
     #[test]
     fn a_refusal_has_a_name() {
-        assert_eq!(Refusal::Fault(Fault::Stack, "Limit").name(), "Limit");
-        assert_eq!(Refusal::Fail(ERROR).name(), "VMCLEAR_INVALID_ADDRESS");
-        assert_eq!(Refusal::Fail(InstructionError::from_raw(14)).name(), "Fail");
-        assert_eq!(Refusal::FailInvalid.name(), "FailInvalid");
+        assert_eq!(Refusal::Fault(Fault::Stack, c"Limit").name(), c"Limit");
+        assert_eq!(Refusal::Fail(ERROR).name(), c"VMfail");
+        assert_eq!(Refusal::FailInvalid.name(), c"VMfailInvalid");
     }
 
     #[test]

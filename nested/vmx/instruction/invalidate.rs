@@ -29,7 +29,7 @@ pub fn check_invept_supported(
     if Requires::Ept.is_met_by(allowed) && capability.has(EptVpidCapability::INVEPT) {
         Ok(())
     } else {
-        Err(Refusal::Fault(Fault::InvalidOpcode, "InveptUnsupported"))
+        Err(Refusal::Fault(Fault::InvalidOpcode, c"InveptUnsupported"))
     }
 }
 
@@ -41,7 +41,7 @@ pub fn check_invvpid_supported(
     if Requires::Vpid.is_met_by(allowed) && capability.has(EptVpidCapability::INVVPID) {
         Ok(())
     } else {
-        Err(Refusal::Fault(Fault::InvalidOpcode, "InvvpidUnsupported"))
+        Err(Refusal::Fault(Fault::InvalidOpcode, c"InvvpidUnsupported"))
     }
 }
 
@@ -283,11 +283,11 @@ mod tests {
 
         assert_eq!(
             check_invept_supported(&nothing, ALL),
-            undefined("InveptUnsupported")
+            undefined(c"InveptUnsupported")
         );
         assert_eq!(
             check_invvpid_supported(&nothing, ALL),
-            undefined("InvvpidUnsupported")
+            undefined(c"InvvpidUnsupported")
         );
     }
 

@@ -167,13 +167,13 @@ impl Information {
         let undefined = |check| Err(Refusal::Fault(Fault::InvalidOpcode, check));
 
         if self.field & Self::IN_REGISTER != 0 {
-            return undefined("RegisterOperand");
+            return undefined(c"RegisterOperand");
         }
         let address_size = match self.field >> 7 & 7 {
             0 => AddressSize::Bits16,
             1 => AddressSize::Bits32,
             2 => AddressSize::Bits64,
-            _ => return undefined("AddressSize"),
+            _ => return undefined(c"AddressSize"),
         };
         let segment = match self.field >> 15 & 7 {
             0 => Segment::Es,
@@ -182,7 +182,7 @@ impl Information {
             3 => Segment::Ds,
             4 => Segment::Fs,
             5 => Segment::Gs,
-            _ => return undefined("Segment"),
+            _ => return undefined(c"Segment"),
         };
 
         Ok(Memory {
@@ -214,10 +214,11 @@ impl Information {
 )]
 mod tests {
     use super::*;
+    use core::ffi::CStr;
 
     const QUALIFICATION: u64 = 0xffff_ffff_ffff_fff8;
 
-    fn undefined(check: &'static str) -> Result<Memory, Refusal> {
+    fn undefined(check: &'static CStr) -> Result<Memory, Refusal> {
         Err(Refusal::Fault(Fault::InvalidOpcode, check))
     }
 
@@ -268,7 +269,7 @@ mod tests {
         let information = Information::new(1 << 10 | 13 << 3, 0);
 
         assert_eq!(information.operand(), Ok(Operand::Register(Register(13))));
-        assert_eq!(information.memory(), undefined("RegisterOperand"));
+        assert_eq!(information.memory(), undefined(c"RegisterOperand"));
     }
 
     #[test]
@@ -285,7 +286,7 @@ mod tests {
         for size in 3..8 {
             assert_eq!(
                 Information::new(size << 7, 0).memory(),
-                undefined("AddressSize")
+                undefined(c"AddressSize")
             );
         }
     }
@@ -307,7 +308,7 @@ mod tests {
         for number in 6..8 {
             assert_eq!(
                 Information::new(number << 15, 0).memory(),
-                undefined("Segment")
+                undefined(c"Segment")
             );
         }
     }

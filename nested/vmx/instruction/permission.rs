@@ -299,10 +299,16 @@ mod tests {
                 privilege_level,
                 ..GOOD
             };
-            let refusal = Refusal::Fault(Fault::GeneralProtection, "PrivilegeLevel");
+            let fault = |check| Err(Refusal::Fault(Fault::GeneralProtection, check));
 
-            assert_eq!(check_permission(&user), Err(refusal));
-            assert_eq!(check_vmxon_permission(&user, &REQUIREMENTS), Err(refusal));
+            assert_eq!(
+                check_permission(&user),
+                fault(c"Unprivileged::PrivilegeLevel")
+            );
+            assert_eq!(
+                check_vmxon_permission(&user, &REQUIREMENTS),
+                fault(c"Unprivileged::PrivilegeLevel")
+            );
         }
     }
 

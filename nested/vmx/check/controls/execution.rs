@@ -4,7 +4,7 @@
 
 use crate::{
     address::Gpa,
-    vmx::{capability::msrs::ept, check::Processor, controls::Secondary, Vmcs12},
+    vmx::{check::Processor, controls::Secondary, Vmcs12},
 };
 
 consistency_checks! {
@@ -105,51 +105,6 @@ consistency_checks! {
     }
 }
 
-/// The memory type of the EPT paging structures, in an EPT pointer.
-const EPTP_MEMORY_TYPE: u64 = 0x7;
-/// Memory type uncacheable.
-const EPTP_UC: u64 = 0;
-/// Memory type write-back.
-const EPTP_WB: u64 = 6;
-/// One less than the length of a page walk, in an EPT pointer.
-const EPTP_PAGE_WALK: u64 = 0x38;
-/// A page walk of length 4.
-const EPTP_PAGE_WALK_4: u64 = 3 << 3;
-/// A page walk of length 5.
-const EPTP_PAGE_WALK_5: u64 = 4 << 3;
-/// Enables accessed and dirty flags, in an EPT pointer.
-const EPTP_AD: u64 = 1 << 6;
-/// Reserved bits of an EPT pointer, below the address.
-const EPTP_RESERVED: u64 = 0xf80;
-
-consistency_checks! {
-    /// Makes the checks on an EPT pointer, of a VMCS or of a list for EPTP switching (SDM,
-    /// "Extended-Page-Table Pointer (EPTP)").
-    pub fn check_ept_pointer(
-        eptp: u64,
-        processor: &Processor<'_>,
-    ) -> Result<(), EptPointerCheck> {
-        /// The memory type is one that is supported.
-        MemoryType: match eptp & EPTP_MEMORY_TYPE {
-            EPTP_UC => processor.msrs.ept_caps & ept::UC == 0,
-            EPTP_WB => processor.msrs.ept_caps & ept::WB == 0,
-            _ => true,
-        },
-        /// The length of page walks is one that is supported.
-        PageWalkLength: match eptp & EPTP_PAGE_WALK {
-            EPTP_PAGE_WALK_4 => processor.msrs.ept_caps & ept::PAGE_WALK_4 == 0,
-            EPTP_PAGE_WALK_5 => processor.msrs.ept_caps & ept::PAGE_WALK_5 == 0,
-            _ => true,
-        },
-        /// Accessed and dirty flags are enabled where they are supported.
-        AccessedDirty: eptp & EPTP_AD != 0 && processor.msrs.ept_caps & ept::AD == 0,
-        /// Reserved bits are 0.
-        Reserved: eptp & EPTP_RESERVED != 0,
-        /// The address is within the physical addresses.
-        Address: !Gpa::from_raw(eptp).fits(processor.physical_address_width),
-    }
-}
-
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_vmx_check_execution))]
 mod tests {
@@ -160,6 +115,7 @@ mod tests {
             ControlCheck, Failure,
         },
         controls::{Exit, Pin, Primary},
+        eptp::EptpCheck,
     };
 
     /// Makes the smallest change that violates `check`.
@@ -312,36 +268,17 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_violation_of_each_check_on_an_ept_pointer_is_named() {
-        for &check in EptPointerCheck::ALL {
-            let mut case = Case::new();
-            let eptp = &mut case.vmcs12.ept_pointer;
+    fn the_ept_pointer_is_checked_if_it_is_used() {
+        let mut case = Case::new();
 
-            match check {
-                EptPointerCheck::MemoryType => *eptp &= !EPTP_MEMORY_TYPE,
-                EptPointerCheck::PageWalkLength => *eptp ^= 1 << 3,
-                EptPointerCheck::AccessedDirty => case.msrs.ept_caps &= !ept::AD,
-                EptPointerCheck::Reserved => *eptp |= 1 << 7,
-                EptPointerCheck::Address => *eptp |= TOO_WIDE,
-            }
-            assert_eq!(
-                case.failure(),
-                Some(Failure::Controls(ControlCheck::EptPointer(check)))
-            );
-        }
-    }
-
-    #[test]
-    fn an_ept_pointer_has_what_the_processor_supports() {
-        let case = Case::new();
-        let valid = |eptp| check_ept_pointer(eptp, &case.processor()).is_ok();
-
+        case.vmcs12.ept_pointer |= TOO_WIDE;
         assert_eq!(
-            (0..0x1000).filter(|&low| valid(low)).count(),
-            // Write-back, length 4 or 5, with or without accessed and dirty flags.
-            4
+            case.failure(),
+            Some(Failure::Controls(ControlCheck::EptPointer(
+                EptpCheck::Address
+            )))
         );
-        assert!(valid(EPTP_PAGE_WALK_4 | EPTP_WB));
-        assert!(valid(EPTP_PAGE_WALK_5 | EPTP_WB | EPTP_AD));
+        case.without_ept();
+        assert_eq!(case.failure(), None);
     }
 }

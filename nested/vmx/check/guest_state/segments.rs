@@ -19,6 +19,7 @@ use crate::vmx::{
     check::{Processor, CR0_PE, RFLAGS_VM},
     Vmcs12,
 };
+use core::ffi::CStr;
 
 /// The access rights of a segment, as a VMCS has them (SDM, "Format of Access Rights").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +219,7 @@ impl SegmentCheck {
     }
 
     /// Returns the name of the check.
-    pub const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static CStr {
         match self {
             Self::Virtual8086Cs(check)
             | Self::Virtual8086Ss(check)
