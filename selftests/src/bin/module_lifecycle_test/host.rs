@@ -168,6 +168,30 @@ impl Host {
         expect("/proc/modules", module::list()?, before)
     }
 
+    /// Inserts our module for `vendor`, which the loader must refuse as symbols are missing: `first`
+    /// is in the first line that it logs. It logs one for each symbol.
+    pub fn refused_by_loader(&self, vendor: Vendor, first: &str) -> Result<()> {
+        let name = vendor.names().ours;
+        let before = module::list()?;
+        let mut log = Log::end()?;
+        let errno = match self.insert(vendor)? {
+            Err(errno) => errno,
+            Ok(()) => anyhow::bail!("insmod {name}: expected an error, saw that it is loaded"),
+        };
+        // The latter for a symbol that is exported, but not to our modules.
+        ensure!(
+            [Errno::NOENT, Errno::INVAL].contains(&errno),
+            "insmod {name}: expected ENOENT or EINVAL, saw {errno}"
+        );
+        let lines = log.lines_of(name)?;
+        ensure!(
+            lines.first().is_some_and(|line| line.contains(first)),
+            "log of {name}: expected {first:?} in the first line, saw {lines:?}"
+        );
+        self.nothing_of(vendor)?;
+        expect("/proc/modules", module::list()?, before)
+    }
+
     /// Checks that nothing of our module is there.
     pub fn nothing_of(&self, vendor: Vendor) -> Result<()> {
         let name = vendor.names().ours;
