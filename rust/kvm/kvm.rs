@@ -10,13 +10,13 @@ pub mod memory;
 pub mod stats;
 pub mod vcpu;
 
-pub use stats::{
-    StatsRoot,
-    VmStats, //
-};
 pub use memory::{
     MappedPage,
     SharedPage, //
+};
+pub use stats::{
+    StatsRoot,
+    VmStats, //
 };
 pub use vcpu::{
     RunPending,

@@ -14,6 +14,7 @@ use kernel::{
         c_int,
         CStr, //
     },
+    str::CStrExt,
     types::Opaque, //
 };
 use nested::address::Gpa;
@@ -248,7 +249,7 @@ impl Vcpu {
     /// Traces that the consistency check `name` has failed.
     pub fn trace_failed_check(&self, name: &'static CStr) {
         // SAFETY: The tracepoint copies the text.
-        unsafe { bindings::nested_helper_trace_vmenter_failed(name.as_ptr().cast(), 0) }
+        unsafe { bindings::nested_helper_trace_vmenter_failed(name.as_char_ptr(), 0) }
     }
 
     /// Returns whether a VM entry of L2 is to come.
