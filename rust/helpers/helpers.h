@@ -12,6 +12,9 @@ struct vmcb_save_area;
 struct vmcs_config;
 struct vmx_nested_ops;
 
+/* imports.c */
+bool nested_helper_import(void);
+
 /* kvm.c */
 bool nested_helper_is_guest_mode(struct kvm_vcpu *vcpu);
 void nested_helper_enter_guest_mode(struct kvm_vcpu *vcpu);
