@@ -13,7 +13,6 @@ pub mod controls;
 mod failure;
 pub mod guest_state;
 pub mod host_state;
-pub mod msr_area;
 mod passed;
 mod registers;
 #[cfg(any(test, CONFIG_KUNIT))]
@@ -46,15 +45,6 @@ pub enum Mode {
     Legacy,
     /// IA32_EFER.LMA is 1.
     Ia32e,
-}
-
-/// How L1 accesses its local APIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ApicMode {
-    /// By memory, or not at all.
-    Xapic,
-    /// By MSRs.
-    X2apic,
 }
 
 /// The virtual processor of L1, as far as VM entry looks at it.
@@ -91,8 +81,6 @@ pub struct Processor<'a> {
     pub interruptibility_reserved: u32,
     /// Whether L1 is in IA-32e mode now.
     pub mode: Mode,
-    /// How L1 accesses its local APIC now.
-    pub apic_mode: ApicMode,
 }
 
 /// Returns the bits beyond the first `width`.
@@ -152,7 +140,7 @@ impl Processor<'_> {
 /// Makes the checks of VMLAUNCH and VMRESUME, but those that `passed` says need no repetition.
 ///
 /// `current` is where the VMCS is in memory of L1, if it is. The MSRs that VM entry loads come
-/// after that: [`msr_area::load()`].
+/// after that: [`MsrArea`](super::exit::msr_area::MsrArea).
 pub fn check_vm_entry<'a, M: GuestMemory>(
     vmcs12: &'a Vmcs12,
     current: Option<Gpa>,
@@ -348,17 +336,6 @@ mod tests {
         assert_eq!(
             Failure::GuestState(GuestStateCheck::LinkPointer(LinkPointerCheck::Shadow)).outcome(),
             invalid_state(4)
-        );
-        assert_eq!(
-            Failure::MsrLoading(msr_area::LoadFailure {
-                entry: 3,
-                check: None
-            })
-            .outcome(),
-            Outcome::FailedEntry {
-                reason: ExitReason::MSR_LOAD_FAIL,
-                qualification: 3
-            }
         );
     }
 

@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod control_registers;
 pub mod controls;
 pub mod exceptions;
+pub mod guest_state;
 pub mod io_bitmap;
 pub mod msr_bitmap;
 pub mod rewrite;

@@ -5,6 +5,9 @@
 /// Identifies the layout of [`Vmcs12`] to L1 (SDM, "Format of the VMCS Region").
 pub const REVISION: u32 = 0x11e5_7ed0;
 
+/// Marks a shadow VMCS, in the same word.
+pub const SHADOW_INDICATOR: u32 = 1 << 31;
+
 /// What L1 reserves for a VMCS, in bytes.
 pub const REGION_SIZE: usize = 4096;
 

@@ -7,6 +7,7 @@
 
 pub mod bindings;
 pub mod memory;
+pub mod preemption;
 pub mod stats;
 pub mod vcpu;
 
@@ -14,6 +15,7 @@ pub use memory::{
     MappedPage,
     SharedPage, //
 };
+pub use preemption::Preemption;
 pub use stats::{
     StatsRoot,
     VmStats, //

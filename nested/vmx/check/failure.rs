@@ -9,7 +9,6 @@ use super::{
         RipRflagsCheck, SegmentCheck,
     },
     host_state::{HostStateCheck, ModeCheck},
-    msr_area::{LoadFailure, MsrEntryCheck},
 };
 use crate::vmx::{eptp::EptpCheck, instruction::InstructionError, ExitReason};
 use core::ffi::CStr;
@@ -61,8 +60,6 @@ pub enum Failure {
     HostState(HostStateCheck),
     /// In the checks on the guest-state area.
     GuestState(GuestStateCheck),
-    /// While MSRs were loaded.
-    MsrLoading(LoadFailure),
 }
 
 /// What L1 sees of a VM entry that failed.
@@ -114,10 +111,6 @@ impl Failure {
                 reason: ExitReason::INVALID_STATE,
                 qualification: check.qualification(),
             },
-            Self::MsrLoading(failure) => Outcome::FailedEntry {
-                reason: ExitReason::MSR_LOAD_FAIL,
-                qualification: failure.entry as u64,
-            },
         }
     }
 
@@ -133,7 +126,6 @@ impl Failure {
             Self::GuestState(GuestStateCheck::Segments(check)) => check.register(),
             Self::GuestState(GuestStateCheck::LinkPointer(_)) => "VMCS link pointer",
             Self::GuestState(_) => "guest state",
-            Self::MsrLoading(_) => "MSR loading",
         }
     }
 
@@ -155,10 +147,6 @@ impl Failure {
             Self::GuestState(GuestStateCheck::NonRegister(check)) => check.name(),
             Self::GuestState(GuestStateCheck::LinkPointer(check)) => check.name(),
             Self::GuestState(GuestStateCheck::Pdpte(check)) => check.name(),
-            Self::MsrLoading(LoadFailure {
-                check: Some(check), ..
-            }) => MsrEntryCheck::name(check),
-            Self::MsrLoading(LoadFailure { check: None, .. }) => c"Access",
         }
     }
 }

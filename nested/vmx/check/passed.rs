@@ -32,7 +32,8 @@ pub enum Group {
 /// It is kept beside the VMCS, and starts as [`Passed::NONE`] when another VMCS takes the place,
 /// and when the features of the virtual processor change. Whoever changes a field calls
 /// [`Self::forget_field()`], or [`Self::forget()`] when it changes many; so does an exit of L2 that
-/// saves other values than VM entry loaded. Only the checks themselves can add to it.
+/// saves other values than VM entry loaded. Only the checks themselves can add to it, and the
+/// processor, which has made them: see [`Self::trust_segments()`].
 ///
 /// What L2 changes all the time, RIP and RFLAGS for example, is not in a group: it is always
 /// checked.
@@ -69,6 +70,21 @@ impl Passed {
         if let Some(group) = Group::of_field(encoding) {
             self.forget(group);
         }
+    }
+
+    /// Takes the segment registers as those that the processor has saved when L2 exited.
+    ///
+    /// Not all of them need be in `vmcs12`: L1 rarely reads them.
+    #[inline]
+    pub fn trust_segments(&mut self, vmcs12: &Vmcs12) {
+        self.segments = Some(SegmentContext::of(vmcs12));
+    }
+
+    /// Returns whether the segment registers of `vmcs12` need no check: they need not be up to date
+    /// then.
+    #[inline]
+    pub fn covers_segments(&self, vmcs12: &Vmcs12) -> bool {
+        self.segments == Some(SegmentContext::of(vmcs12))
     }
 
     /// Makes the checks on the controls, unless they passed.
@@ -222,6 +238,22 @@ mod tests {
             vmcs12.guest_cs_ar_bytes = 0x20_2098;
         }),
     ];
+
+    #[test]
+    fn segments_of_the_processor_are_checked_only_in_another_mode() {
+        let mut case = Case::new();
+        let mut passed = Passed::NONE;
+
+        assert!(!passed.covers_segments(&case.vmcs12));
+        case.vmcs12.guest_cs_limit = 0x12_3456;
+        passed.trust_segments(&case.vmcs12);
+        assert!(passed.covers_segments(&case.vmcs12));
+        assert_eq!(enter(&case, &mut passed), Ok(()));
+
+        case.make_l2_32bit();
+        assert!(!passed.covers_segments(&case.vmcs12));
+        assert!(enter(&case, &mut passed).is_err());
+    }
 
     #[test]
     fn a_group_that_passed_is_checked_again_when_it_is_forgotten() {

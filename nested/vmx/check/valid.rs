@@ -2,7 +2,7 @@
 
 //! A VMCS that passes all checks, for tests to make invalid.
 
-use super::{beyond, ApicMode, Mode, Processor};
+use super::{beyond, Mode, Processor};
 use crate::{
     address::Gpa,
     memory::{GuestMemory, Inaccessible},
@@ -19,7 +19,6 @@ pub(in crate::vmx) struct Case {
     pub(in crate::vmx) vmcs12: Vmcs12,
     pub(in crate::vmx) msrs: Msrs,
     pub(in crate::vmx) mode: Mode,
-    pub(in crate::vmx) apic_mode: ApicMode,
     pub(in crate::vmx) memory: Pages,
     pub(in crate::vmx) current: Option<Gpa>,
 }
@@ -73,7 +72,6 @@ impl Case {
             vmcs12: vmcs12(),
             msrs: hosts::EVERYTHING.offer(),
             mode: Mode::Ia32e,
-            apic_mode: ApicMode::X2apic,
             memory: Pages {
                 words: [
                     (LINKED, u64::from(REVISION) | 1 << 31),
@@ -101,7 +99,6 @@ impl Case {
             pending_debug_reserved: !0x1_500f,
             interruptibility_reserved: !0x1f,
             mode: self.mode,
-            apic_mode: self.apic_mode,
         }
     }
 

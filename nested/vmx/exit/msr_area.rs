@@ -166,6 +166,64 @@ impl MsrArea {
             .map_err(|FailedEntry(_)| Abort::LOAD_HOST_MSR_FAIL)
     }
 
+    /// Undoes that `entered` was loaded, for an entry that the processor has refused.
+    ///
+    /// What the MSRs were is not known. Those that an exit would load from this area are loaded as
+    /// far as they have other values there.
+    pub fn undo(
+        self,
+        entered: Self,
+        memory: &impl GuestMemory,
+        msrs: &mut impl Msrs,
+        limits: Limits,
+    ) -> Result<(), Abort> {
+        for index in 0..entered.count {
+            self.undo_entry(entered.read(index, memory, limits)?, memory, msrs, limits)?;
+        }
+        Ok(())
+    }
+
+    fn undo_entry(
+        self,
+        (msr, loaded): (u32, u64),
+        memory: &impl GuestMemory,
+        msrs: &mut impl Msrs,
+        limits: Limits,
+    ) -> Result<(), Abort> {
+        for index in 0..self.count {
+            let (other, value) = self.read(index, memory, limits)?;
+
+            if other == msr && value != loaded {
+                self.load_entry(index, memory, msrs, limits)
+                    .map_err(|Refused| Abort::LOAD_HOST_MSR_FAIL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the number and the value of an entry, valid or not.
+    fn read(
+        self,
+        index: u32,
+        memory: &impl GuestMemory,
+        limits: Limits,
+    ) -> Result<(u32, u64), Abort> {
+        let mut bytes = [0; 16];
+
+        if index >= limits.capacity {
+            return Err(Abort::LOAD_HOST_MSR_FAIL);
+        }
+        self.entry(index)
+            .and_then(|address| memory.read(address, &mut bytes))
+            .map_err(|Inaccessible| Abort::LOAD_HOST_MSR_FAIL)?;
+
+        let [m0, m1, m2, m3, _, _, _, _, value @ ..] = bytes;
+        Ok((
+            u32::from_le_bytes([m0, m1, m2, m3]),
+            u64::from_le_bytes(value),
+        ))
+    }
+
     /// Stores MSRs in the area, into the values of its entries.
     pub fn store(
         self,

@@ -3,6 +3,7 @@
 //! Which fields exist.
 
 use super::{slot, Component, Field, SLOTS};
+use crate::vmx::capability::Msrs;
 
 /// The allowed 1-settings of the controls on which fields depend (SDM, "VMX Capability Reporting
 /// Facility").
@@ -16,6 +17,18 @@ pub struct Allowed {
     pub secondary: u32,
     /// The VM-entry controls.
     pub entry: u32,
+}
+
+impl Allowed {
+    /// Returns what the VMX capability MSRs of L1 say.
+    pub const fn of(msrs: &Msrs) -> Self {
+        Self {
+            pin: msrs.pinbased_ctls_high,
+            primary: msrs.procbased_ctls_high,
+            secondary: msrs.secondary_ctls_high,
+            entry: msrs.entry_ctls_high,
+        }
+    }
 }
 
 /// The control without which a field does not exist.

@@ -3,7 +3,7 @@
 //! VMLAUNCH and VMRESUME, up to the checks of VM entry.
 
 use super::{InstructionError, Refusal};
-use crate::vmx::Vmcs12;
+use crate::vmx::{vmcs12::SHADOW_INDICATOR, Vmcs12};
 
 /// By which instruction L1 enters L2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,6 @@ pub fn check_launch(
     launch: Launch,
     blocking: Blocking,
 ) -> Result<&Vmcs12, Refusal> {
-    const SHADOW_INDICATOR: u32 = 1 << 31;
-
     // A shadow VMCS counts as none, though it could take the number of an error.
     let vmcs12 = current
         .filter(|vmcs12| vmcs12.revision & SHADOW_INDICATOR == 0)

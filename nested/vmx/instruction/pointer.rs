@@ -3,7 +3,11 @@
 //! The pointers that VMXON, VMCLEAR and VMPTRLD take, and the regions that they point to.
 
 use super::{InstructionError, Refusal};
-use crate::{address::Gpa, memory::GuestMemory, vmx::vmcs12::REVISION};
+use crate::{
+    address::Gpa,
+    memory::GuestMemory,
+    vmx::vmcs12::{REVISION, SHADOW_INDICATOR},
+};
 
 /// What a pointer is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,10 +70,8 @@ pub fn check_vmptrld(pointer: Gpa, limits: &Limits) -> Result<(), Refusal> {
 /// Checks the first word of the VMCS that VMPTRLD takes: [`read_revision()`], or the first word of
 /// a snapshot.
 pub fn check_vmptrld_revision(word: u32, shadow: ShadowVmcs) -> Result<(), Refusal> {
-    const INDICATOR: u32 = 1 << 31;
-
     let revision = match shadow {
-        ShadowVmcs::Supported => word & !INDICATOR,
+        ShadowVmcs::Supported => word & !SHADOW_INDICATOR,
         ShadowVmcs::Unsupported => word,
     };
     if revision == REVISION {

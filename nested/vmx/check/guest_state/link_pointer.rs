@@ -5,13 +5,15 @@
 use crate::{
     address::Gpa,
     memory::GuestMemory,
-    vmx::{check::Processor, vmcs12::REVISION, Vmcs12},
+    vmx::{
+        check::Processor,
+        vmcs12::{REVISION, SHADOW_INDICATOR},
+        Vmcs12,
+    },
 };
 
 /// The pointer to no VMCS.
 const NONE: u64 = u64::MAX;
-/// Indicates a shadow VMCS, in the first word of a region.
-const SHADOW: u32 = 1 << 31;
 
 /// Makes the checks on the VMCS link pointer, if there is one (SDM, "Checks on Guest Non-Register
 /// State").
@@ -54,10 +56,10 @@ consistency_checks! {
         /// The region is memory.
         Inaccessible: header.is_none(),
         /// The revision is that of our layout.
-        Revision: header.is_some_and(|header| header & !SHADOW != REVISION),
+        Revision: header.is_some_and(|header| header & !SHADOW_INDICATOR != REVISION),
         /// The region is a shadow VMCS if and only if VMCS shadowing is enabled.
         Shadow: header.is_some_and(|header| {
-            (header & SHADOW != 0) != vmcs12.secondary().vmcs_shadowing()
+            (header & SHADOW_INDICATOR != 0) != vmcs12.secondary().vmcs_shadowing()
         }),
     }
 }

@@ -21,10 +21,6 @@ use crate::tap::Verdict;
 use super::harness::{self, PLANTS};
 use super::{Bench, Levels, Provider, lifecycle, nested, selftests, stock, vendor_name, workload};
 
-/// Vendors whose module attaches to a KVM without nested code of its own, which the upstream
-/// selftests then run on, too.
-const ATTACHES_WITHOUT_BUILTIN: &[Vendor] = &[Vendor::Amd];
-
 /// A line of the table.
 #[derive(Clone, Debug)]
 pub struct Suite {
@@ -190,10 +186,7 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
                         life_cycle(suite, bench, &target, module_tests)
                     });
                 }
-                let mut runs = vec![("patched", c), ("ours", patched)];
-                if ATTACHES_WITHOUT_BUILTIN.contains(&vendor) {
-                    runs.push(("ours-alone", bare));
-                }
+                let runs = [("patched", c), ("ours", patched), ("ours-alone", bare)];
                 for engine in selftest_engines(vendor, target.engine) {
                     let target = Target { engine, ..target };
                     compared(&mut track, cache, stock, &runs, &target, upstream);
