@@ -4,7 +4,9 @@
  */
 #include "regs.h"
 #include "x86.h"
+#include "cpuid.h"
 #include "hyperv.h"
+#include "irq.h"
 #include "lapic.h"
 #include "pmu.h"
 #include "trace.h"
@@ -67,6 +69,21 @@ u32 nested_helper_read_ecx(struct kvm_vcpu *vcpu)
 	return kvm_ecx_read(vcpu);
 }
 
+u32 nested_helper_read_eax(struct kvm_vcpu *vcpu)
+{
+	return kvm_eax_read(vcpu);
+}
+
+unsigned long nested_helper_read_register(struct kvm_vcpu *vcpu, int number)
+{
+	return kvm_register_read(vcpu, number);
+}
+
+void nested_helper_write_register(struct kvm_vcpu *vcpu, int number, unsigned long value)
+{
+	kvm_register_write(vcpu, number, value);
+}
+
 unsigned long nested_helper_read_rsp(struct kvm_vcpu *vcpu)
 {
 	return kvm_rsp_read(vcpu);
@@ -85,6 +102,31 @@ unsigned long nested_helper_read_rip(struct kvm_vcpu *vcpu)
 void nested_helper_write_rip(struct kvm_vcpu *vcpu, unsigned long value)
 {
 	kvm_rip_write(vcpu, value);
+}
+
+unsigned long nested_helper_read_cr4(struct kvm_vcpu *vcpu)
+{
+	return kvm_read_cr4(vcpu);
+}
+
+void nested_helper_mark_cr3_dirty(struct kvm_vcpu *vcpu)
+{
+	kvm_register_mark_dirty(vcpu, VCPU_REG_CR3);
+}
+
+void nested_helper_mark_cr3_available(struct kvm_vcpu *vcpu)
+{
+	kvm_register_mark_available(vcpu, VCPU_REG_CR3);
+}
+
+u64 nested_helper_read_pdptr(struct kvm_vcpu *vcpu, int index)
+{
+	return kvm_pdptr_read(vcpu, index);
+}
+
+bool nested_helper_is_64_bit_mode(struct kvm_vcpu *vcpu)
+{
+	return is_64_bit_mode(vcpu);
 }
 
 void nested_helper_reload_pdptrs(struct kvm_vcpu *vcpu)
@@ -109,6 +151,23 @@ bool nested_helper_is_legal_cr3(struct kvm_vcpu *vcpu, unsigned long cr3)
 	return kvm_vcpu_is_legal_cr3(vcpu, cr3);
 }
 
+bool nested_helper_is_cpuid_allowed(struct kvm_vcpu *vcpu)
+{
+	return kvm_is_cpuid_allowed(vcpu);
+}
+
+/* pmu.h */
+
+bool nested_helper_has_perf_global_ctrl(struct kvm_vcpu *vcpu)
+{
+	return kvm_pmu_has_perf_global_ctrl(vcpu_to_pmu(vcpu));
+}
+
+u64 nested_helper_perf_global_ctrl_reserved(struct kvm_vcpu *vcpu)
+{
+	return vcpu_to_pmu(vcpu)->global_ctrl_rsvd;
+}
+
 /* x86.h, kvm_host.h */
 
 /* Requests have to be constants. */
@@ -125,6 +184,7 @@ REQUEST(event, KVM_REQ_EVENT)
 REQUEST(get_nested_state_pages, KVM_REQ_GET_NESTED_STATE_PAGES)
 REQUEST(apicv_update, KVM_REQ_APICV_UPDATE)
 REQUEST(tlb_flush_current, KVM_REQ_TLB_FLUSH_CURRENT)
+REQUEST(tlb_flush_guest, KVM_REQ_TLB_FLUSH_GUEST)
 
 void nested_helper_clear_triple_fault(struct kvm_vcpu *vcpu)
 {
@@ -134,6 +194,12 @@ void nested_helper_clear_triple_fault(struct kvm_vcpu *vcpu)
 void nested_helper_clear_get_nested_state_pages(struct kvm_vcpu *vcpu)
 {
 	kvm_clear_request(KVM_REQ_GET_NESTED_STATE_PAGES, vcpu);
+}
+
+/* Returns whether there was the request. */
+bool nested_helper_take_get_nested_state_pages(struct kvm_vcpu *vcpu)
+{
+	return kvm_check_request(KVM_REQ_GET_NESTED_STATE_PAGES, vcpu);
 }
 
 bool nested_helper_is_smm(struct kvm_vcpu *vcpu)
@@ -167,6 +233,58 @@ bool nested_helper_init_is_pending(struct kvm_vcpu *vcpu)
 {
 	return lapic_in_kernel(vcpu) &&
 	       test_bit(KVM_APIC_INIT, &vcpu->arch.apic->pending_events);
+}
+
+void nested_helper_take_init(struct kvm_vcpu *vcpu)
+{
+	clear_bit(KVM_APIC_INIT, &vcpu->arch.apic->pending_events);
+}
+
+bool nested_helper_sipi_is_pending(struct kvm_vcpu *vcpu)
+{
+	return lapic_in_kernel(vcpu) &&
+	       test_bit(KVM_APIC_SIPI, &vcpu->arch.apic->pending_events);
+}
+
+u32 nested_helper_take_sipi(struct kvm_vcpu *vcpu)
+{
+	clear_bit(KVM_APIC_SIPI, &vcpu->arch.apic->pending_events);
+	return vcpu->arch.apic->sipi_vector & 0xff;
+}
+
+bool nested_helper_init_or_sipi_is_pending(struct kvm_vcpu *vcpu)
+{
+	return kvm_apic_has_pending_init_or_sipi(vcpu);
+}
+
+void nested_helper_warn_on_lost_irq(struct kvm_vcpu *vcpu)
+{
+	kvm_warn_on_lost_irq(vcpu);
+}
+
+bool nested_helper_has_injectable_interrupt(struct kvm_vcpu *vcpu)
+{
+	return kvm_cpu_has_injectable_intr(vcpu);
+}
+
+void nested_helper_wait_for_sipi(struct kvm_vcpu *vcpu)
+{
+	kvm_set_mp_state(vcpu, KVM_MP_STATE_INIT_RECEIVED);
+}
+
+void nested_helper_hide_data_cache(struct kvm_vcpu *vcpu)
+{
+	kvm_request_l1tf_flush_l1d();
+}
+
+int nested_helper_get_cpu(void)
+{
+	return get_cpu();
+}
+
+void nested_helper_put_cpu(void)
+{
+	put_cpu();
 }
 
 bool nested_helper_has_quirk(struct kvm_vcpu *vcpu, u64 quirk)

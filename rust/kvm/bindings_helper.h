@@ -2,6 +2,7 @@
 /* What bindgen reads: KVM's private headers and our helpers. */
 #include <linux/kvm_host.h>
 #include "x86.h"
+#include "irq.h"
 #include "mmu.h"
 #include "pmu.h"
 #include "vmx/vmx.h"

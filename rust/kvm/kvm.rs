@@ -7,6 +7,7 @@
 
 pub mod bindings;
 pub mod memory;
+pub mod preemption;
 pub mod stats;
 pub mod vcpu;
 
@@ -18,6 +19,7 @@ pub use memory::{
     MappedPage,
     SharedPage, //
 };
+pub use preemption::Preemption;
 pub use vcpu::{
     RunPending,
     Vcpu, //

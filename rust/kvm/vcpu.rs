@@ -14,6 +14,7 @@ use kernel::{
         c_int,
         CStr, //
     },
+    str::CStrExt,
     types::Opaque, //
 };
 use nested::address::Gpa;
@@ -126,10 +127,16 @@ impl Vcpu {
         fn request_state_pages() = nested_helper_request_get_nested_state_pages;
         /// Takes that back.
         fn clear_state_pages() = nested_helper_clear_get_nested_state_pages;
+        /// Takes that back, and returns whether it was asked.
+        fn take_state_pages() -> bool = nested_helper_take_get_nested_state_pages;
         /// Asks the vCPU to find out whether interrupts are virtualized by hardware.
         fn request_apicv_update() = nested_helper_request_apicv_update;
         /// Asks the vCPU to flush the translations of its current guest before it runs again.
         fn request_tlb_flush() = nested_helper_request_tlb_flush_current;
+        /// Asks the vCPU to do what a flush by the guest does, before it runs again.
+        fn request_guest_tlb_flush() = nested_helper_request_tlb_flush_guest;
+        /// Does the flushes at once that the current guest has been asked for.
+        fn flush_as_requested() = kvm_service_local_tlb_flush_requests;
         /// Returns whether CR0.PG is set.
         fn is_paging() -> bool = nested_helper_is_paging;
         /// Returns whether CR3 refers to a table of page-directory pointers.
@@ -150,6 +157,18 @@ impl Vcpu {
         fn ecx() -> u32 = nested_helper_read_ecx;
         /// Returns RSP.
         fn rsp() -> usize = nested_helper_read_rsp;
+        /// Returns CR4.
+        fn cr4() -> usize = nested_helper_read_cr4;
+        /// Returns EAX.
+        fn eax() -> u32 = nested_helper_read_eax;
+        /// Returns a general-purpose register, as wide as the mode of the guest has it.
+        fn register(number: c_int) -> usize = nested_helper_read_register;
+        /// Sets a general-purpose register, as wide as the mode of the guest has it.
+        fn set_register(number: c_int, value: usize) = nested_helper_write_register;
+        /// Makes the VMCS or VMCB get CR3 before the vCPU runs again.
+        fn mark_cr3_dirty() = nested_helper_mark_cr3_dirty;
+        /// Says that KVM knows CR3.
+        fn mark_cr3_available() = nested_helper_mark_cr3_available;
         /// Sets RSP.
         fn set_rsp(value: usize) = nested_helper_write_rsp;
         /// Returns RIP.
@@ -184,6 +203,46 @@ impl Vcpu {
         fn event_needs_reinjection() -> bool = nested_helper_event_needs_reinjection;
         /// Returns whether the vCPU has got an INIT.
         fn init_is_pending() -> bool = nested_helper_init_is_pending;
+        /// Takes the INIT.
+        fn take_init() = nested_helper_take_init;
+        /// Returns whether the vCPU has got a startup IPI.
+        fn sipi_is_pending() -> bool = nested_helper_sipi_is_pending;
+        /// Takes the startup IPI, and returns its vector.
+        fn take_sipi() -> u32 = nested_helper_take_sipi;
+        /// Returns whether the vCPU has got an INIT or a startup IPI.
+        fn init_or_sipi_is_pending() -> bool = nested_helper_init_or_sipi_is_pending;
+        /// Returns the highest interrupt that the local APIC has, or a number below 0.
+        fn apic_interrupt() -> c_int = kvm_apic_has_interrupt;
+        /// Takes an interrupt that does not come from the local APIC; a number below 0 without one.
+        fn take_external_interrupt() -> c_int = kvm_cpu_get_extint;
+        /// Takes an interrupt of the local APIC: it is in service.
+        fn acknowledge_interrupt(vector: c_int) = kvm_apic_ack_interrupt;
+        /// Takes the request of an interrupt away from the local APIC.
+        fn clear_interrupt_request(vector: c_int) = kvm_apic_clear_irr;
+        /// Warns that an interrupt is lost, which is a bug unless the guest has caused it.
+        fn warn_on_lost_interrupt() = nested_helper_warn_on_lost_irq;
+        /// Returns whether there is an interrupt to inject, blocked or not.
+        fn has_injectable_interrupt() -> bool = nested_helper_has_injectable_interrupt;
+        /// Returns whether the guest is in 64-bit mode.
+        fn is_64_bit_mode() -> bool = nested_helper_is_64_bit_mode;
+        /// Returns whether CPUID does not fault.
+        fn is_cpuid_allowed() -> bool = nested_helper_is_cpuid_allowed;
+        /// Halts the vCPU; returns what an exit handler returns.
+        fn halt() -> c_int = kvm_emulate_halt_noskip;
+        /// Makes the vCPU wait for a startup IPI.
+        fn wait_for_sipi() = nested_helper_wait_for_sipi;
+        /// Counts a branch that was emulated.
+        fn retire_branch() = kvm_pmu_branch_retired;
+        /// Asks for the data cache to be flushed before the vCPU runs again, if the host needs it.
+        fn hide_data_cache() = nested_helper_hide_data_cache;
+        /// Sets a debug register; returns 0 if it may have the value.
+        fn set_debug_register(number: c_int, value: usize) -> c_int = kvm_set_dr;
+        /// Returns whether the virtual PMU has `IA32_PERF_GLOBAL_CTRL`.
+        fn has_perf_global_ctrl() -> bool = nested_helper_has_perf_global_ctrl;
+        /// Returns the reserved bits of `IA32_PERF_GLOBAL_CTRL`.
+        fn perf_global_ctrl_reserved() -> u64 = nested_helper_perf_global_ctrl_reserved;
+        /// Drops what is cached of the page tables of L1 and L2.
+        fn reset_mmu() = kvm_mmu_reset_context;
         /// Returns whether the VM has the quirk `quirk`.
         fn has_quirk(quirk: u64) -> bool = nested_helper_has_quirk;
         /// Returns whether hardware virtualizes interrupts for this vCPU.
@@ -229,6 +288,14 @@ impl Vcpu {
         unsafe { bindings::kvm_queue_exception(self.as_ptr(), UD) }
     }
 
+    /// Raises the exception `#SS(0)`.
+    pub fn raise_stack_fault(&self) {
+        const SS: u32 = 12;
+
+        // SAFETY: By the type invariants.
+        unsafe { bindings::kvm_queue_exception_e(self.as_ptr(), SS, 0) }
+    }
+
     /// Raises the exception `#DB`.
     pub fn raise_debug(&self) {
         const DB: u32 = 1;
@@ -248,7 +315,7 @@ impl Vcpu {
     /// Traces that the consistency check `name` has failed.
     pub fn trace_failed_check(&self, name: &'static CStr) {
         // SAFETY: The tracepoint copies the text.
-        unsafe { bindings::nested_helper_trace_vmenter_failed(name.as_ptr().cast(), 0) }
+        unsafe { bindings::nested_helper_trace_vmenter_failed(name.as_char_ptr(), 0) }
     }
 
     /// Returns whether a VM entry of L2 is to come.

@@ -11,7 +11,29 @@ use kvm::{
     StatsRoot, //
 };
 
+mod access;
+mod capability;
+mod entry;
+mod events;
+mod exit;
+mod host_state;
+mod hyperv;
+mod instruction;
+mod invalidate;
+mod layout;
+mod mmu;
+mod msrs;
+mod nested_state;
 mod ops;
+mod pages;
+mod pml;
+mod processor;
+mod route;
+mod shadow;
+mod state;
+mod vcpu;
+mod vmcs;
+mod vmcs02;
 
 module! {
     type: NestedVmx,
@@ -31,8 +53,9 @@ const VERSION: &str = "0.1.0";
 struct NestedVmx {
     // Not read here: kvm-intel refers to it.
     _ops: KBox<bindings::vmx_nested_ops>,
-    // Dropped after the module is detached: no VM has statistics then.
+    // Dropped after the module is detached: no VM has statistics or uses the bitmaps then.
     _stats: StatsRoot,
+    _bitmaps: Option<shadow::Bitmaps>,
 }
 
 // SAFETY: The ops are not changed once they are built, and consist of addresses of functions and of
@@ -46,10 +69,8 @@ impl kernel::Module for NestedVmx {
     fn init(module: &'static ThisModule) -> Result<Self> {
         check_host()?;
 
-        // SAFETY: `check_host()` has found the ops of kvm-intel, which live as long as it does; the
-        // module's reference to their symbol holds it.
-        let builtin = unsafe { &*bindings::nested_helper_vmx_builtin_ops() };
-        let ops = KBox::new(ops::build(module, builtin), GFP_KERNEL)?;
+        let ops = KBox::new(ops::build(module), GFP_KERNEL)?;
+        let bitmaps = shadow::Bitmaps::new()?;
         // SAFETY: This is the only call, and no op is registered yet.
         let stats = unsafe { StatsRoot::new() };
 
@@ -63,6 +84,7 @@ impl kernel::Module for NestedVmx {
         Ok(Self {
             _ops: ops,
             _stats: stats,
+            _bitmaps: bitmaps,
         })
     }
 }
@@ -80,8 +102,8 @@ impl Drop for NestedVmx {
 ///
 /// # Errors
 ///
-/// `ENODEV` without VMX or kvm-intel's interface to providers, `EOPNOTSUPP` without EPT or if
-/// kvm-intel has no code that what is not here yet could be left to. The reason is logged.
+/// `ENODEV` without VMX or kvm-intel's interface to providers, `EOPNOTSUPP` without EPT. The reason
+/// is logged.
 fn check_host() -> Result {
     // SAFETY: Reads the capabilities of the boot CPU.
     if !unsafe { bindings::nested_helper_vmx_supported() } {
@@ -94,13 +116,8 @@ fn check_host() -> Result {
         return Err(ENODEV);
     }
     // SAFETY: A kvm-intel that can be attached to exports the variable.
-    if !unsafe { bindings::nested_helper_vmx_ept_enabled() } {
+    if !unsafe { bindings::nested_helper_vmx_enable_ept() } {
         pr_err!("kvm-intel runs without EPT, which is needed\n");
-        return Err(EOPNOTSUPP);
-    }
-    // SAFETY: Looks at the address of a symbol.
-    if unsafe { bindings::nested_helper_vmx_builtin_ops() }.is_null() {
-        pr_err!("kvm-intel was built without CONFIG_KVM_NESTED_BUILTIN, which is still needed\n");
         return Err(EOPNOTSUPP);
     }
     Ok(())

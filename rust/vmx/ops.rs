@@ -1,113 +1,478 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The entry points from kvm-intel.
-//!
-//! What is not here yet is left to the code that is built into kvm-intel: the ops of the module are
-//! that code's, with ours in their places.
+//! The entry points from KVM and kvm-intel.
 
-use kernel::prelude::*;
+use crate::{
+    access,
+    capability,
+    entry::{
+        self,
+        Refused, //
+    },
+    events,
+    exit,
+    hyperv,
+    instruction::{
+        self,
+        finish, //
+    },
+    invalidate,
+    mmu,
+    nested_state,
+    pml,
+    route,
+    shadow,
+    state,
+    vcpu::VmxVcpu, //
+};
+use kernel::{
+    error::from_result,
+    ffi::{
+        c_int,
+        c_uint,
+        c_ulong, //
+    },
+    prelude::*,
+    uaccess::UserPtr, //
+};
 use kvm::{
     bindings,
-    Vcpu,
     VmStats, //
 };
 use nested::{
     exits::Taker,
     vmx::{
         capability::{
-            Features,
-            Words, //
+            Msr,
+            Msrs, //
         },
+        exit::{
+            information::{
+                ExitInformation,
+                ReasonField, //
+            },
+            interruption::InterruptionInformation, //
+        },
+        instruction::launch::Launch,
+        merge::io_bitmap::{
+            io_exits_to_l1,
+            IoAccess, //
+        },
+        route::Route,
         ExitReason, //
     }, //
 };
 
-/// Builds the ops of `module` on those that are built into kvm-intel.
-pub(crate) fn build(
-    module: &ThisModule,
-    builtin: &bindings::vmx_nested_ops,
-) -> bindings::vmx_nested_ops {
+/// Builds the ops of `module`.
+pub(crate) fn build(module: &ThisModule) -> bindings::vmx_nested_ops {
     bindings::vmx_nested_ops {
         x86: bindings::kvm_x86_nested_ops {
             owner: module.as_ptr().cast(),
             vm_init: Some(VmStats::<ExitReason>::vm_init),
             vm_destroy: Some(VmStats::<ExitReason>::vm_destroy),
-            ..builtin.x86
+            leave_nested: Some(leave_nested),
+            translate_nested_gpa: Some(mmu::translate_nested_gpa),
+            is_exception_vmexit: Some(is_exception_vmexit),
+            check_events: Some(check_events),
+            has_events: Some(has_events),
+            triple_fault: Some(triple_fault),
+            get_state: Some(get_state),
+            set_state: Some(set_state),
+            get_nested_state_pages: Some(get_nested_state_pages),
+            write_log_dirty: Some(write_log_dirty),
+            enable_evmcs: Some(bindings::nested_helper_vmx_enable_evmcs),
+            get_evmcs_version: Some(bindings::nested_helper_vmx_evmcs_version),
+            hv_inject_synthetic_vmexit_post_tlb_flush: Some(
+                bindings::nested_helper_vmx_hv_exit_after_flush,
+            ),
+            ..Default::default()
         },
         setup_ctls_msrs: Some(setup_ctls_msrs),
+        get_vmx_msr: Some(get_vmx_msr),
+        set_vmx_msr: Some(set_vmx_msr),
+        set_vmcs_shadowing_bitmap: Some(set_vmcs_shadowing_bitmap),
+        free_vcpu: Some(free_vcpu),
+        sync_vmcs12_to_shadow: Some(sync_vmcs12_to_shadow),
+        check_restored_vmcs12: Some(check_restored_vmcs12),
+        enter_non_root_mode: Some(enter_non_root_mode),
         reflect_vmexit: Some(reflect_vmexit),
-        ..*builtin
+        vmexit: Some(vmexit),
+        check_io_bitmaps: Some(check_io_bitmaps),
+        handle_vmclear: Some(handle_vmclear),
+        handle_vmlaunch: Some(handle_vmlaunch),
+        handle_vmptrld: Some(handle_vmptrld),
+        handle_vmptrst: Some(handle_vmptrst),
+        handle_vmread: Some(handle_vmread),
+        handle_vmresume: Some(handle_vmresume),
+        handle_vmwrite: Some(handle_vmwrite),
+        handle_vmxoff: Some(handle_vmxoff),
+        handle_vmxon: Some(handle_vmxon),
+        handle_invept: Some(handle_invept),
+        handle_invvpid: Some(handle_invvpid),
+        handle_vmfunc: Some(handle_vmfunc),
     }
+}
+
+/// Declares ops that have nothing but the vCPU as their argument.
+///
+/// # Safety
+///
+/// As all ops: kvm-intel calls them for a vCPU of a VM with `nested_enabled`, whose mutex the caller
+/// holds and which is loaded, with memory slots protected by SRCU where guest memory is accessed.
+macro_rules! ops {
+    ($(
+        $(#[$meta:meta])*
+        fn $name:ident($vmx:ident) $(-> $ret:ty)? $body:block
+    )*) => {
+        $(
+            $(#[$meta])*
+            ///
+            /// # Safety
+            ///
+            /// As all ops.
+            unsafe extern "C" fn $name(vcpu: *mut bindings::kvm_vcpu) $(-> $ret)? {
+                // SAFETY: By the requirements of this function.
+                let $vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+                $body
+            }
+        )*
+    };
+}
+
+ops! {
+    /// Leaves L2 without an exit, and VMX operation.
+    fn leave_nested(vmx) {
+        state::leave(vmx);
+    }
+
+    /// Exits to L1 if an event is there that L1 intercepts.
+    fn check_events(vmx) -> c_int {
+        events::result_of(events::check(vmx))
+    }
+
+    /// Exits to L1 instead of shutting the VM down.
+    fn triple_fault(vmx) {
+        events::triple_fault(vmx);
+    }
+
+    /// Maps what a restored state refers to in L1's memory.
+    fn get_nested_state_pages(vmx) -> bool {
+        entry::load_state_pages(vmx)
+    }
+
+    /// Copies vmcs12 to where L1 reads it without exits.
+    fn sync_vmcs12_to_shadow(vmx) {
+        hyperv::sync_to_l1(vmx);
+    }
+
+    /// Returns 0 if L2 can be active with vmcs12.
+    fn check_restored_vmcs12(vmx) -> c_int {
+        from_result(|| entry::check_state(vmx).map(|_| 0))
+    }
+
+    /// Called after each VM exit of L2: returns whether L1 gets it, in which case it has been
+    /// reflected.
+    fn reflect_vmexit(vmx) -> bool {
+        // To be read before L1's exit takes its place.
+        let reason = route::reason(vmx);
+        let route = route::handle(vmx);
+
+        // SAFETY: `build()` has put in `vm_init()` of these.
+        let stats = unsafe { vmx.vm_stats::<ExitReason>() };
+        stats.exits().count(vmx.index(), reason, Taker::from(route));
+        route == Route::L1
+    }
+
+    /// L1 has executed VMCLEAR.
+    fn handle_vmclear(vmx) -> c_int {
+        let result = instruction::vmclear(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1 has executed VMLAUNCH.
+    fn handle_vmlaunch(vmx) -> c_int {
+        entry::handle(vmx, Launch::Launch)
+    }
+
+    /// L1 has executed VMPTRLD.
+    fn handle_vmptrld(vmx) -> c_int {
+        let result = instruction::vmptrld(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1 has executed VMPTRST.
+    fn handle_vmptrst(vmx) -> c_int {
+        let result = instruction::vmptrst(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1, or L2 with its consent, has executed VMREAD.
+    fn handle_vmread(vmx) -> c_int {
+        let result = access::vmread(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1 has executed VMRESUME.
+    fn handle_vmresume(vmx) -> c_int {
+        entry::handle(vmx, Launch::Resume)
+    }
+
+    /// L1, or L2 with its consent, has executed VMWRITE.
+    fn handle_vmwrite(vmx) -> c_int {
+        let result = access::vmwrite(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1 has executed VMXOFF.
+    fn handle_vmxoff(vmx) -> c_int {
+        let result = instruction::vmxoff(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1 has executed VMXON.
+    fn handle_vmxon(vmx) -> c_int {
+        let result = instruction::vmxon(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1 has executed INVEPT.
+    fn handle_invept(vmx) -> c_int {
+        let result = invalidate::invept(vmx);
+        finish(vmx, result)
+    }
+
+    /// L1 has executed INVVPID.
+    fn handle_invvpid(vmx) -> c_int {
+        let result = invalidate::invvpid(vmx);
+        finish(vmx, result)
+    }
+
+    /// L2 has executed VMFUNC.
+    fn handle_vmfunc(vmx) -> c_int {
+        invalidate::vmfunc(vmx)
+    }
+}
+
+/// Frees what a vCPU has that is destroyed.
+///
+/// # Safety
+///
+/// As all ops, but the vCPU is not loaded.
+unsafe extern "C" fn free_vcpu(vcpu: *mut bindings::kvm_vcpu) {
+    // SAFETY: By the requirements of this function.
+    unsafe { bindings::vcpu_load(vcpu) };
+    {
+        // SAFETY: By the requirements of this function; the vCPU is loaded now.
+        let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+        state::leave(vmx);
+    }
+    // SAFETY: It was loaded above.
+    unsafe { bindings::vcpu_put(vcpu) };
+}
+
+/// Returns whether L1 intercepts an exception of L2.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn is_exception_vmexit(
+    vcpu: *mut bindings::kvm_vcpu,
+    vector: u8,
+    error_code: u32,
+) -> bool {
+    // SAFETY: By the requirements of this function.
+    events::intercepts_exception(unsafe { VmxVcpu::from_raw(vcpu) }, vector, error_code)
+}
+
+/// Returns whether there is an event that KVM has to do something about.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn has_events(vcpu: *mut bindings::kvm_vcpu, for_injection: bool) -> bool {
+    // SAFETY: By the requirements of this function.
+    events::has_events(unsafe { VmxVcpu::from_raw(vcpu) }, for_injection)
+}
+
+/// Writes an address of L2 to L1's log of dirty pages; returns whether the log is full.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn write_log_dirty(vcpu: *mut bindings::kvm_vcpu, l2_gpa: u64) -> c_int {
+    // SAFETY: By the requirements of this function.
+    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+
+    c_int::from(pml::log(vmx, l2_gpa).is_err())
+}
+
+/// Copies the nested state to user space; returns its size, or the largest one without a vCPU.
+///
+/// # Safety
+///
+/// As all ops, but `vcpu` may be null. `state` is an address of user space.
+unsafe extern "C" fn get_state(
+    vcpu: *mut bindings::kvm_vcpu,
+    state: *mut bindings::kvm_nested_state,
+    room: u32,
+) -> c_int {
+    if vcpu.is_null() {
+        return nested_state::largest_size();
+    }
+    // SAFETY: By the requirements of this function.
+    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+
+    from_result(|| nested_state::get(vmx, UserPtr::from_ptr(state.cast()), room))
+}
+
+/// Restores the nested state that user space gives; returns 0 or an error.
+///
+/// # Safety
+///
+/// As all ops. `user` is an address of user space, `header` a copy of what is there.
+unsafe extern "C" fn set_state(
+    vcpu: *mut bindings::kvm_vcpu,
+    user: *mut bindings::kvm_nested_state,
+    header: *mut bindings::kvm_nested_state,
+) -> c_int {
+    // SAFETY: By the requirements of this function.
+    let (vmx, header) = unsafe { (VmxVcpu::from_raw(vcpu), &*header) };
+
+    from_result(|| nested_state::set(vmx, UserPtr::from_ptr(user.cast()), header).map(|()| 0))
 }
 
 /// Computes what the VMX capability MSRs offer to L1, and logs it.
 ///
 /// # Safety
 ///
-/// `vmcs_conf` points to the configuration of kvm-intel, which no one else changes. The call is made
-/// while a provider is attached.
-unsafe extern "C" fn setup_ctls_msrs(vmcs_conf: *mut bindings::vmcs_config, ept_caps: u32) {
+/// `config` points to what kvm-intel has found on the processor, which no one else changes.
+unsafe extern "C" fn setup_ctls_msrs(config: *mut bindings::vmcs_config, ept: u32) {
     // SAFETY: By the requirements of this function.
-    unsafe { bindings::nested_helper_vmx_setup_ctls_msrs(vmcs_conf, ept_caps) };
+    let config = unsafe { &mut *config };
+    let offered = capability::offer(config, ept);
+    let nested = &raw mut config.nested;
 
-    // SAFETY: As above.
-    let msrs = unsafe { &(*vmcs_conf).nested };
-    let offered = Words {
-        pin: msrs.pinbased_ctls_high,
-        primary: msrs.procbased_ctls_high,
-        secondary: msrs.secondary_ctls_high,
-        ept: msrs.ept_caps,
-    };
-
-    pr_info!(
-        "processor: {}\n",
-        format_args!("{}", Features::new(processor_words()))
-    );
-    pr_info!(
-        "offered to L1: {}\n",
-        format_args!("{}", Features::new(offered))
-    );
+    // SAFETY: The types have the same layout.
+    unsafe { nested.cast::<Msrs>().write(offered) };
+    capability::report(&offered);
 }
 
-/// Reads what the processor offers of VMX.
-fn processor_words() -> Words {
-    // The allowed 1-settings are bits 63:32; the "true" MSRs differ in the allowed 0-settings only.
-    let high = |msr| u32::try_from(capability(msr) >> 32).unwrap_or(0);
-    let low = |msr| u32::try_from(capability(msr) & u64::from(u32::MAX)).unwrap_or(0);
-
-    Words {
-        pin: high(bindings::MSR_IA32_VMX_PINBASED_CTLS),
-        primary: high(bindings::MSR_IA32_VMX_PROCBASED_CTLS),
-        secondary: high(bindings::MSR_IA32_VMX_PROCBASED_CTLS2),
-        ept: low(bindings::MSR_IA32_VMX_EPT_VPID_CAP),
-    }
-}
-
-/// Returns the value of a capability MSR, 0 if the processor does not have it.
-fn capability(msr: u32) -> u64 {
-    // SAFETY: Reading a capability MSR has no effect, and one that does not exist is caught.
-    unsafe { bindings::nested_helper_vmx_capability(msr) }
-}
-
-/// Called after each VM exit of L2: returns whether L1 gets it, in which case it has been reflected.
+/// Reads a VMX capability MSR; returns 1 if there is no such MSR.
 ///
 /// # Safety
 ///
-/// `vcpu` is loaded and in guest mode, and the caller holds its mutex.
-unsafe extern "C" fn reflect_vmexit(vcpu: *mut bindings::kvm_vcpu) -> bool {
-    // SAFETY: By the requirements of this function; KVM calls this for a VM that can nest.
-    let vcpu = unsafe { Vcpu::from_raw(vcpu) };
-    // SAFETY: By the type invariants of `Vcpu`. To be read before L1's exit takes its place.
-    let field = unsafe { bindings::nested_helper_vmx_exit_reason(vcpu.as_ptr()) };
-    // SAFETY: As above.
-    let reflected = unsafe { bindings::nested_helper_vmx_reflect_vmexit(vcpu.as_ptr()) };
+/// `msrs` points to what L1, or a new VM, has; `value` is valid for a write.
+unsafe extern "C" fn get_vmx_msr(
+    msrs: *mut bindings::nested_vmx_msrs,
+    msr: u32,
+    value: *mut u64,
+) -> c_int {
+    // SAFETY: By the requirements of this function; the types have the same layout.
+    let msrs: &Msrs = unsafe { &*msrs.cast() };
 
-    // SAFETY: `build()` has put in `vm_init()` of these.
-    let stats = unsafe { vcpu.vm_stats::<ExitReason>() };
-    let taker = if reflected { Taker::L1 } else { Taker::L0 };
-    stats
-        .exits()
-        .count(vcpu.index(), ExitReason::from_field(field), taker);
+    match msrs.read(Msr::from_raw(msr)) {
+        Some(read) => {
+            // SAFETY: By the requirements of this function.
+            unsafe { value.write(read) };
+            0
+        }
+        None => 1,
+    }
+}
 
-    reflected
+/// Writes a VMX capability MSR for user space; returns 0 or an error.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn set_vmx_msr(vcpu: *mut bindings::kvm_vcpu, msr: u32, value: u64) -> c_int {
+    // SAFETY: By the requirements of this function.
+    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+
+    from_result(|| capability::restrict(vmx, msr, value).map(|()| 0))
+}
+
+/// Tells a new vmcs01, which is current, which accesses of L1 to its VMCS need no exit.
+///
+/// # Safety
+///
+/// A VMCS of a vCPU is current on this processor.
+unsafe extern "C" fn set_vmcs_shadowing_bitmap() {
+    // SAFETY: By the requirements of this function.
+    unsafe { shadow::set_bitmaps() }
+}
+
+/// Enters L2 by RSM. There is no other reason for which kvm-intel calls this.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn enter_non_root_mode(
+    vcpu: *mut bindings::kvm_vcpu,
+    _from_vmentry: bool,
+) -> bindings::nvmx_vmentry_status {
+    // SAFETY: By the requirements of this function.
+    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+
+    match entry::resume(vmx) {
+        Ok(()) => bindings::nvmx_vmentry_status_NVMX_VMENTRY_SUCCESS,
+        Err(Refused::FailedEntry { .. }) => bindings::nvmx_vmentry_status_NVMX_VMENTRY_VMEXIT,
+        Err(Refused::Internal) => bindings::nvmx_vmentry_status_NVMX_VMENTRY_KVM_INTERNAL_ERROR,
+    }
+}
+
+/// Exits to L1, or leaves L2 without an exit if all bits of the reason are 1.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn vmexit(
+    vcpu: *mut bindings::kvm_vcpu,
+    reason: u32,
+    interruption: u32,
+    qualification: c_ulong,
+    instruction_length: u32,
+) {
+    const NO_EXIT: u32 = u32::MAX;
+
+    // SAFETY: By the requirements of this function.
+    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+    if reason == NO_EXIT {
+        exit::leave(vmx);
+        return;
+    }
+    let information = exit::information(vmx, ReasonField::from_raw(reason));
+    exit::reflect(
+        vmx,
+        &ExitInformation {
+            qualification: qualification as u64,
+            interruption: InterruptionInformation::from_raw(interruption),
+            instruction_length,
+            ..information
+        },
+    );
+}
+
+/// Returns whether an access of L2 to I/O ports exits to L1.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn check_io_bitmaps(
+    vcpu: *mut bindings::kvm_vcpu,
+    port: c_uint,
+    size: c_int,
+) -> bool {
+    // SAFETY: By the requirements of this function.
+    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+
+    match (u16::try_from(port), u8::try_from(size)) {
+        (Ok(port), Ok(size)) => {
+            // SAFETY: Memory of L1 is not a part of the vCPU.
+            let memory = unsafe { vmx.memory() };
+            io_exits_to_l1(vmx.vmcs12(), memory, IoAccess { port, size })
+        }
+        // There are no such ports: it is for L1 to know.
+        _ => true,
+    }
 }
