@@ -128,9 +128,9 @@ macro_rules! consistency_checks {
             /// Returns the name of the check.
             pub const fn name(self) -> &'static core::ffi::CStr {
                 match self {
-                    $( Self::$variant => $crate::macros::c_str(concat!(
+                    $( Self::$variant => const { $crate::macros::c_str(concat!(
                         stringify!($id), "::", stringify!($variant), "\0",
-                    )), )*
+                    )) }, )*
                 }
             }
         }

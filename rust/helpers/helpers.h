@@ -20,6 +20,9 @@ struct vmcs_config;
 struct vmcs_host_state;
 struct vmx_nested_ops;
 
+/* imports.c */
+bool nested_helper_import(void);
+
 /* kvm.c */
 bool nested_helper_is_guest_mode(struct kvm_vcpu *vcpu);
 void nested_helper_enter_guest_mode(struct kvm_vcpu *vcpu);

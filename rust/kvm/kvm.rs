@@ -11,15 +11,15 @@ pub mod preemption;
 pub mod stats;
 pub mod vcpu;
 
-pub use stats::{
-    StatsRoot,
-    VmStats, //
-};
 pub use memory::{
     MappedPage,
     SharedPage, //
 };
 pub use preemption::Preemption;
+pub use stats::{
+    StatsRoot,
+    VmStats, //
+};
 pub use vcpu::{
     RunPending,
     Vcpu, //

@@ -141,7 +141,8 @@ impl SharedPage<'_> {
     fn read<T: Copy + Default>(&self, offset: usize) -> T {
         // SAFETY: By the type invariants and by `at()`, the address is valid; the access is
         // volatile as others may write to the page.
-        self.at(offset).map_or(T::default(), |at| unsafe { at.read_volatile() })
+        self.at(offset)
+            .map_or(T::default(), |at| unsafe { at.read_volatile() })
     }
 
     #[inline]

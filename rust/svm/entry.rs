@@ -146,10 +146,7 @@ fn load_vmcb12<'a>(
 }
 
 /// Takes the snapshot of vmcb12, and checks it.
-fn take_snapshot<'a>(
-    svm: &mut SvmVcpu,
-    page: &SharedPage<'_>,
-) -> Result<Checked12<'a>, Invalid> {
+fn take_snapshot<'a>(svm: &mut SvmVcpu, page: &SharedPage<'_>) -> Result<Checked12<'a>, Invalid> {
     // SAFETY: `svm` is a vCPU that fulfils the invariants; what is asked is not in the snapshot.
     let cpu = unsafe { GuestCpu::of(svm) };
     svm.control12_mut().load(page, cpu);
@@ -193,7 +190,10 @@ fn enter(
 
     svm.fields().nested.vmcb12_gpa = vmcb12.into_raw();
     let parts = svm.parts();
-    share_state(&mut parts.vmcb02.0.save.spec_ctrl, parts.vmcb01.0.save.spec_ctrl);
+    share_state(
+        &mut parts.vmcb02.0.save.spec_ctrl,
+        parts.vmcb01.0.save.spec_ctrl,
+    );
     svm.switch_to_vmcb02();
 
     load_control(svm, control12);
@@ -232,7 +232,14 @@ fn load_control(svm: &mut SvmVcpu, control12: Checked<'_, Control12>) {
 
     let host = host();
     let parts = svm.parts();
-    merge::load_control(parts.vmcb02, parts.vmcb01, control12, start, host, parts.cpu);
+    merge::load_control(
+        parts.vmcb02,
+        parts.vmcb01,
+        control12,
+        start,
+        host,
+        parts.cpu,
+    );
     let knows_next_rip = merge::next_rip_is_meant(start, parts.cpu);
     let nmi_is_pending = host.virtual_nmi
         && parts.vmcb01.0.control.int_ctl & nested::svm::bits::interrupt::V_NMI_PENDING != 0;
@@ -298,11 +305,7 @@ pub(crate) fn update_tsc_ratio(svm: &mut SvmVcpu) {
 }
 
 /// Loads L2's registers.
-fn load_save(
-    svm: &mut SvmVcpu,
-    control12: Checked<'_, Control12>,
-    save12: Checked<'_, Save12>,
-) {
+fn load_save(svm: &mut SvmVcpu, control12: Checked<'_, Control12>, save12: Checked<'_, Save12>) {
     let nested = &mut svm.fields().nested;
     let previous = if nested.vmcb12_gpa == nested.last_vmcb12_gpa {
         Previous::Same
@@ -342,16 +345,9 @@ fn load_save(
 }
 
 /// Loads L2's page-attribute table.
-fn load_pat(
-    svm: &mut SvmVcpu,
-    control12: &Control12,
-    save12: &Save12,
-    previous: Previous,
-) {
+fn load_pat(svm: &mut SvmVcpu, control12: &Control12, save12: &Save12, previous: Previous) {
     let value = match svm.pat(control12) {
-        Pat::Separate
-            if previous == Previous::Same && !control12.is_dirty(Group::NestedPaging) =>
-        {
+        Pat::Separate if previous == Previous::Same && !control12.is_dirty(Group::NestedPaging) => {
             return;
         }
         Pat::Separate => save12.g_pat,
@@ -368,11 +364,14 @@ fn load_pat(
 /// Without an intercept of MSRs by L1, it is that of L1 itself.
 pub(crate) fn merge_permission_maps(svm: &mut SvmVcpu) -> Result<(), Inaccessible> {
     let control12 = *svm.control12();
-    let unchanged = control12.msr_map_is_unchanged(svm.cpu())
-        && !svm.fields().nested.force_msr_bitmap_recalc;
+    let unchanged =
+        control12.msr_map_is_unchanged(svm.cpu()) && !svm.fields().nested.force_msr_bitmap_recalc;
 
     if !unchanged {
-        if !control12.intercepts.contains(nested::svm::intercept::Intercept::MSR) {
+        if !control12
+            .intercepts
+            .contains(nested::svm::intercept::Intercept::MSR)
+        {
             return Ok(());
         }
         // SAFETY: `svm` is a vCPU that fulfils the invariants; the maps are not part of it.
@@ -412,7 +411,10 @@ pub(crate) fn resume(svm: &mut SvmVcpu, pat: Option<u64>) -> Result {
     }
     // SAFETY: The snapshot is not changed before this function returns.
     let (control12, _) = unsafe { svm.snapshot() };
-    load_control(svm, vouch_control(control12, svm.cpu()).map_err(|_| EINVAL)?);
+    load_control(
+        svm,
+        vouch_control(control12, svm.cpu()).map_err(|_| EINVAL)?,
+    );
     // What user space has set before was noted in vmcb01.
     svm.current_vmcb().control.clean = 0;
 

@@ -157,7 +157,10 @@ pub(crate) fn reflect(svm: &mut SvmVcpu) {
     forget_bus_lock(svm);
 
     let parts = svm.parts();
-    share_state(&mut parts.vmcb01.0.save.spec_ctrl, parts.vmcb02.0.save.spec_ctrl);
+    share_state(
+        &mut parts.vmcb01.0.save.spec_ctrl,
+        parts.vmcb02.0.save.spec_ctrl,
+    );
     if parts.cpu.has(Feature::Eraps) {
         parts.vmcb01.0.control.erap_ctl |= erap::CLEAR_RAP;
     }
@@ -228,8 +231,7 @@ fn save_state(svm: &mut SvmVcpu) -> Result<(), Inaccessible> {
 
 /// Returns L2's registers.
 fn registers(svm: &mut SvmVcpu) -> Registers {
-    let (efer, cr2, cr4, dr6) =
-        svm.with_arch(|arch| (arch.efer, arch.cr2, arch.cr4, arch.dr6));
+    let (efer, cr2, cr4, dr6) = svm.with_arch(|arch| (arch.efer, arch.cr2, arch.cr4, arch.dr6));
 
     Registers {
         efer,

@@ -152,7 +152,7 @@ unsafe extern "C" fn inject_nested_page_fault(
     let control = &mut svm.current_vmcb().control;
 
     control.exit_info_1 = nested::svm::exit::nested_page_fault_error(
-        u64::from(fault.error_code),
+        fault.error_code,
         from_hardware.then_some(control.exit_info_1),
     );
     // SAFETY: All members of the union are integers; for a page fault it is the address.

@@ -117,6 +117,11 @@ fn check_host() -> Result {
         pr_err!("this processor has no SVM (the module for Intel processors is nested-vmx)\n");
         return Err(ENODEV);
     }
+    // SAFETY: No function of KVM is in use yet.
+    if !unsafe { bindings::nested_helper_import() } {
+        pr_err!("this kernel's KVM lacks the provider patches\n");
+        return Err(ENODEV);
+    }
     // SAFETY: Looks at the address of a symbol.
     if !unsafe { bindings::nested_helper_svm_attachable() } {
         pr_err!("kvm-amd is not loaded, or its kernel lacks the provider patches\n");

@@ -234,11 +234,7 @@ pub(crate) fn get(svm: &mut SvmVcpu, user: UserPtr, room: u32) -> Result<c_int> 
 /// # Errors
 ///
 /// `EINVAL` if the vCPU cannot have had that state, `EFAULT` if it is not readable.
-pub(crate) fn set(
-    svm: &mut SvmVcpu,
-    user: UserPtr,
-    header: &bindings::kvm_nested_state,
-) -> Result {
+pub(crate) fn set(svm: &mut SvmVcpu, user: UserPtr, header: &bindings::kvm_nested_state) -> Result {
     let flags = header.flags;
     if header.format != FORMAT || flags & !(GUEST_MODE | RUN_PENDING | GIF_SET) != 0 {
         return Err(EINVAL);
@@ -298,11 +294,7 @@ pub(crate) fn set(
 
 /// Checks a state of an active L2. Returns the control area of vmcb12, and L2's page-attribute table
 /// if it has one of its own.
-fn check(
-    svm: &mut SvmVcpu,
-    buffer: &mut Buffer,
-    pat: u64,
-) -> Result<(Control12, Option<u64>)> {
+fn check(svm: &mut SvmVcpu, buffer: &mut Buffer, pat: u64) -> Result<(Control12, Option<u64>)> {
     let page = buffer.page();
     let mut control12 = Control12::default();
     let mut save01 = Save12::default();

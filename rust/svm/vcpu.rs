@@ -170,7 +170,12 @@ impl SvmVcpu {
         let svm = self.fields();
 
         // SAFETY: By the type invariants both are there, each 8 KiB at the address of a page.
-        unsafe { (&mut *svm.nested.msrpm.cast(), &*svm.msrpm.cast_const().cast()) }
+        unsafe {
+            (
+                &mut *svm.nested.msrpm.cast(),
+                &*svm.msrpm.cast_const().cast(),
+            )
+        }
     }
 
     /// Makes the vCPU run with vmcb01.
@@ -333,9 +338,7 @@ impl VirtualCpu for GuestCpu {
                 Feature::Skinit => bindings::nested_helper_svm_guest_has_skinit(vcpu),
                 Feature::TscRatio => bindings::nested_helper_svm_guest_has_tsc_ratio(vcpu),
                 Feature::Vgif => bindings::nested_helper_svm_guest_has_vgif(vcpu),
-                Feature::VmloadVmsave => {
-                    bindings::nested_helper_svm_guest_has_vmload_vmsave(vcpu)
-                }
+                Feature::VmloadVmsave => bindings::nested_helper_svm_guest_has_vmload_vmsave(vcpu),
                 Feature::Vnmi => bindings::nested_helper_svm_guest_has_vnmi(vcpu),
                 Feature::Xsave => bindings::nested_helper_svm_guest_has_xsave(vcpu),
             }

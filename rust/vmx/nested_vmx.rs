@@ -110,6 +110,11 @@ fn check_host() -> Result {
         pr_err!("this processor has no VMX (the module for AMD processors is nested-svm)\n");
         return Err(ENODEV);
     }
+    // SAFETY: No function of KVM is in use yet.
+    if !unsafe { bindings::nested_helper_import() } {
+        pr_err!("this kernel's KVM lacks the provider patches\n");
+        return Err(ENODEV);
+    }
     // SAFETY: Looks at the address of a symbol.
     if !unsafe { bindings::nested_helper_vmx_attachable() } {
         pr_err!("kvm-intel is not loaded, or its kernel lacks the provider patches\n");

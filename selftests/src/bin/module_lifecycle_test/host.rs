@@ -168,6 +168,26 @@ impl Host {
         expect("/proc/modules", module::list()?, before)
     }
 
+    /// Inserts our module for `vendor`, which the loader must refuse, as KVM is not loaded: modprobe
+    /// would have loaded it. The log has a line for each symbol that is missing.
+    pub fn refused_by_loader(&self, vendor: Vendor) -> Result<()> {
+        let name = vendor.names().ours;
+        let before = module::list()?;
+        let mut log = Log::end()?;
+        expect(
+            format_args!("insmod {name}"),
+            self.insert(vendor)?,
+            Err(Errno::NOENT),
+        )?;
+        let lines = log.lines_of(name)?;
+        ensure!(
+            !lines.is_empty() && lines.iter().all(|line| line.starts_with("Unknown symbol")),
+            "log of {name}: expected lines about symbols, saw {lines:?}"
+        );
+        self.nothing_of(vendor)?;
+        expect("/proc/modules", module::list()?, before)
+    }
+
     /// Checks that nothing of our module is there.
     pub fn nothing_of(&self, vendor: Vendor) -> Result<()> {
         let name = vendor.names().ours;

@@ -64,13 +64,13 @@ fn stock(host: &Host) -> Result<()> {
 }
 
 fn nothing_loaded(host: &Host) -> Result<()> {
-    let cause = format!("{} is not loaded", host.names().kvm_file);
-    host.refused(host.vendor, Errno::NODEV, &cause)
+    host.refused_by_loader(host.vendor)
 }
 
 fn vendor_not_loaded(host: &Host) -> Result<()> {
     host.load_common()?;
-    nothing_loaded(host)
+    let cause = format!("{} is not loaded", host.names().kvm_file);
+    host.refused(host.vendor, Errno::NODEV, &cause)
 }
 
 fn other_vendor(host: &Host) -> Result<()> {

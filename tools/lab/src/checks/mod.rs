@@ -5,10 +5,11 @@
 mod sparse;
 pub mod tree;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::cache::Cache;
 use crate::command;
@@ -131,8 +132,17 @@ const CHECKS: &[Check] = &[
     ("the series applies", series_applies),
     ("checkpatch", checkpatch),
     ("sparse", sparse::check),
+    ("no panic path", panics),
     ("kernel clippy", kernel_clippy),
     ("sphinx", |context| context.tree.sphinx()),
+];
+
+/// The objects of our crates, below the directory of the modules.
+const OBJECTS: &[&str] = &[
+    "nested/nested.o",
+    "rust/kvm/kvm.o",
+    "rust/svm/nested_svm.o",
+    "rust/vmx/nested_vmx.o",
 ];
 
 /// What checks work on.
@@ -148,6 +158,36 @@ struct Context<'a> {
 /// Runs all checks; prints a line for each, with what is wrong below it.
 pub fn run(cache: &Cache, options: &Options) -> Result<Vec<CheckOutcome>> {
     select(cache, options, |_| true)
+}
+
+/// Looks for calls of functions that panic, in the objects of our crates.
+///
+/// What such a function is called with is decided by a guest: its call is a way to stop the host.
+fn panics(context: &Context<'_>) -> Result<Vec<Finding>> {
+    let modules = modules::ensure(context.cache, &context.kernel)?;
+    let dir = modules
+        .svm
+        .parent()
+        .context("a module without a directory")?;
+
+    OBJECTS
+        .iter()
+        .map(|object| {
+            let path = dir.join(object);
+            let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+            let elf = goblin::elf::Elf::parse(&bytes)?;
+            let names = elf
+                .syms
+                .iter()
+                .filter_map(|symbol| elf.strtab.get_at(symbol.st_name));
+            let calls: Vec<&str> = names.filter(|name| name.contains("panicking")).collect();
+            Ok(if calls.is_empty() {
+                Finding::Passed
+            } else {
+                Finding::Failed(format!("{object} refers to\n{}", calls.join("\n")))
+            })
+        })
+        .collect()
 }
 
 /// Runs the checks by Clippy.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::archive::Toolroot;
+use crate::machine::accel::Engine;
 
 use super::rootfs::Rootfs;
 
@@ -110,6 +111,20 @@ pub struct Nest {
     pub seed: u64,
     /// Virtual CPUs of each level.
     pub smp: u32,
+    /// What emulates level 0.
+    pub engine: Engine,
+}
+
+/// How much slower than elsewhere time passes in the levels above L2.
+///
+/// Under an emulator an exit of L3 takes several milliseconds, and each tick of its kernel makes
+/// some: ticks would leave no time for anything else. Its kernel is told that the TSC is faster
+/// than it is, and so all its timers are slower.
+fn dilation(engine: Engine) -> u32 {
+    match engine {
+        Engine::Tcg | Engine::Bochs => 20,
+        Engine::Kvm => 1,
+    }
 }
 
 /// Returns the memory of `level` in MiB.
@@ -220,8 +235,12 @@ pub fn add_nest(root: &mut Rootfs, tools: &Toolroot, nest: &Nest) -> Result<()> 
 /// Returns the variables that the scripts read.
 fn environment(nest: &Nest) -> String {
     let mut text = format!(
-        "LAST={}\nSEED={}\nSMP={}\nQEMU={QEMU}\nMACHINE={MACHINE}\nCMDLINE='{}'\n",
-        nest.last, nest.seed, nest.smp, nest.cmdline
+        "LAST={}\nSEED={}\nSMP={}\nDILATION={}\nQEMU={QEMU}\nMACHINE={MACHINE}\nCMDLINE='{}'\n",
+        nest.last,
+        nest.seed,
+        nest.smp,
+        dilation(nest.engine),
+        nest.cmdline
     );
     for level in 1..=nest.last {
         // Writing to a String cannot fail.
@@ -244,6 +263,7 @@ mod tests {
             cmdline: "console=ttyS0".into(),
             seed: 7,
             smp: 1,
+            engine: Engine::Tcg,
         }
     }
 

@@ -104,6 +104,7 @@ pub fn run(plant: &Plant, bench: &Bench, target: &Target) -> Result<Outcome> {
             cmdline: format!("{CMDLINE} reboot=t"),
             seed: 0,
             smp: 1,
+            engine: target.engine,
         };
         level::add_nest(&mut files, &bench.programs.tools, &nest)?;
         modules = bench.modules(target)?;

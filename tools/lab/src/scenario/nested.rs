@@ -49,11 +49,12 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, workload: &Path)
         cmdline: CMDLINE.to_owned(),
         seed: SEED,
         smp: target.smp,
+        engine: target.engine,
     };
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;
     Ok(Run {
-        name: format!("nested-{}", vendor_name(target.vendor)),
+        name: format!("nested-{}-l{last}", vendor_name(target.vendor)),
         kernel: bench.kernel.bzimage.clone(),
         cmdline: Vec::new(),
         files,

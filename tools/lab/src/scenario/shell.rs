@@ -48,6 +48,7 @@ pub fn interactive(
         cmdline: CMDLINE.to_owned(),
         seed: nested::SEED,
         smp: target.smp,
+        engine: target.engine,
     };
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;

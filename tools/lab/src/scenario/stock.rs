@@ -91,7 +91,10 @@ impl Store {
             .add("emulator", version(bench, target.engine)?)
             .add("machine", machine::description(target))
             .add("command line", CMDLINE)
-            .add("commands", selftests::commands(tests, target.engine));
+            .add(
+                "commands",
+                selftests::commands(tests, target.engine, target.vendor),
+            );
         for module in bench.modules(target)? {
             key = key.add("parameters", module.parameters);
         }

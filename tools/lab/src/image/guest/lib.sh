@@ -69,17 +69,26 @@ nest() {
 	list=/lab/next.list
 	[ "$child" -lt "$LAST" ] || list=/lab/last.list
 	eval "memory=\$MEMORY_$child"
+	machine=$MACHINE
+	words=$CMDLINE
+	if [ "$child" -gt 2 ] && [ "$DILATION" -gt 1 ]; then
+		# A TSC that seems to be faster makes all timers of the kernel slower. Without
+		# kvm-clock it looks for a clock chip, for minutes if there is none.
+		mhz=$(sed -n 's/^cpu MHz[^0-9]*\([0-9]*\).*/\1/p' /proc/cpuinfo | head -n 1)
+		machine=$MACHINE,rtc=on
+		words="$CMDLINE no-kvmclock tsc_early_khz=$((mhz * 1000 * DILATION))"
+	fi
 	if ! pack "$list" >/tmp/next.cpio 2>/tmp/pack.err; then
 		relay </tmp/pack.err
 		return 1
 	fi
 	rm -f /tmp/nest.status
 	say "=== lab: start level=$child"
-	"$QEMU" -L /usr/share/qemu -machine "$MACHINE" -accel kvm -cpu host \
+	"$QEMU" -L /usr/share/qemu -machine "$machine" -accel kvm -cpu host \
 		-smp "$SMP" -m "$memory" -nodefaults -no-user-config -display none \
 		-serial stdio -no-reboot \
 		-kernel /lab/bzImage -initrd /tmp/next.cpio \
-		-append "$CMDLINE lab.level=$child" -pidfile /tmp/nest.pid </dev/null 2>&1 |
+		-append "$words lab.level=$child" -pidfile /tmp/nest.pid </dev/null 2>&1 |
 		while IFS= read -r line; do
 			line=${line%"$CR"}
 			echo "<4>L$child| $line" >/dev/kmsg
