@@ -315,7 +315,8 @@ void nested_helper_vmx_load_vmcs(struct kvm_vcpu *vcpu, int cpu)
 	vmx_vcpu_load_vmcs(vcpu, cpu);
 }
 
-void nested_helper_vmx_set_host_fs_gs(struct vmcs_host_state *to, const struct vmcs_host_state *from)
+void nested_helper_vmx_set_host_fs_gs(struct vmcs_host_state *to,
+				      const struct vmcs_host_state *from)
 {
 	vmx_set_host_fs_gs(to, from->fs_sel, from->gs_sel, from->fs_base, from->gs_base);
 }

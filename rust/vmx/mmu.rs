@@ -239,7 +239,7 @@ unsafe extern "C" fn inject_ept_fault(
         let unblocks = vmx.exit_qualification() & NMI_UNBLOCKED;
         (ExitReason::PML_FULL, unblocks)
     } else {
-        let exit = if u64::from(fault.error_code) & PFERR_RESERVED != 0 {
+        let exit = if fault.error_code & PFERR_RESERVED != 0 {
             (ExitReason::EPT_MISCONFIG, 0)
         } else {
             (

@@ -7,7 +7,10 @@ use crate::{
     vcpu::VmxVcpu,
     vmcs::host_field, //
 };
-use kernel::ffi::c_int;
+use kernel::{
+    ffi::c_int,
+    str::CStrExt, //
+};
 use kvm::bindings;
 use nested::vmx::{
     exit::{
@@ -61,7 +64,7 @@ fn trace_refusal(vmx: &VmxVcpu) {
     // SAFETY: The tracepoint copies the text.
     unsafe {
         let text = c"hardware VM-instruction error";
-        bindings::nested_helper_trace_vmenter_failed(text.as_ptr().cast(), error);
+        bindings::nested_helper_trace_vmenter_failed(text.as_char_ptr(), error);
     }
 }
 

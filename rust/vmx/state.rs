@@ -108,7 +108,7 @@ struct Region;
 
 impl Region {
     fn allocate() -> Result<KBox<[u64; REGION_SIZE / 8]>> {
-        Ok(KBox::init(pin_init::init_zeroed(), GFP_KERNEL_ACCOUNT)?)
+        KBox::init(pin_init::init_zeroed(), GFP_KERNEL_ACCOUNT)
     }
 
     /// Frees a region, if there is one.
