@@ -19,7 +19,7 @@ use crate::step::clock;
 use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
-use super::{Bench, Levels, Provider, lifecycle, nested, selftests, stock, vendor_name, workload};
+use super::{Bench, Levels, Provider, guest, lifecycle, nested, selftests, stock, vendor_name, workload};
 
 /// Vendors whose module attaches to a KVM without nested code of its own, which the upstream
 /// selftests then run on, too.
@@ -158,6 +158,7 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
         ..stock.clone()
     };
     let module_tests = lifecycle::build(cache)?;
+    let guest_tests = guest::build(cache)?;
     let workload = workload::build(cache)?;
     let upstream = upstream::ensure(cache, &stock.kernel)?;
     // Each emulator keeps one core busy: the two vendors run side by side.
@@ -165,6 +166,7 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
         let tracks = [Vendor::Amd, Vendor::Intel].map(|vendor| {
             let (stock, refusing, c, patched, bare) = (&stock, &refusing, &c, &patched, &bare);
             let (module_tests, workload, upstream) = (&module_tests, &workload, &upstream);
+            let guest_tests = &guest_tests;
             scope.spawn(move || -> Result<Vec<Suite>> {
                 let target = Target {
                     vendor,
@@ -193,6 +195,9 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
                 let mut runs = vec![("patched", c), ("ours", patched)];
                 if ATTACHES_WITHOUT_BUILTIN.contains(&vendor) {
                     runs.push(("ours-alone", bare));
+                }
+                if vendor == Vendor::Amd {
+                    guests(&mut track, c, &[("ours", patched), ("ours-alone", bare)], &target, guest_tests);
                 }
                 for engine in selftest_engines(vendor, target.engine) {
                     let target = Target { engine, ..target };
@@ -312,6 +317,31 @@ fn compared(
             print!("{}", selftests::table(&rows));
             for row in rows {
                 suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Runs the guest tests with the C provider and with others, and compares each with the first.
+fn guests(
+    track: &mut Track<'_>,
+    c: &Bench,
+    runs: &[(&str, &Bench)],
+    target: &Target,
+    programs: &std::path::Path,
+) {
+    let mut base = None;
+    for (name, bench) in runs {
+        let suite = label(&format!("guest tests, {name}"), target);
+        track.run(suite, |suite| {
+            let base = match &base {
+                Some(base) => base,
+                None => base.insert(guest::run(c, target, programs, "c")?),
+            };
+            let outcome = guest::run(bench, target, programs, name)?;
+            for (verdict, detail) in guest::compare(base, &outcome) {
+                suite.count(verdict, || detail);
             }
             Ok(())
         });
