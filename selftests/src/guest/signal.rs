@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
@@ -13,12 +13,16 @@ use kvm_ioctls::VcpuFd;
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs.
     static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(null()) };
+    /// A signal came while this thread ran no vCPU.
+    static EARLY: AtomicBool = const { AtomicBool::new(false) };
 }
 
 /// Makes the vCPU of this thread return from KVM_RUN, now or when it is about to enter it.
 extern "C" fn interrupt(_signal: libc::c_int) {
     let flag = IMMEDIATE_EXIT.get();
-    if !flag.is_null() {
+    if flag.is_null() {
+        EARLY.with(|early| early.store(true, Ordering::SeqCst));
+    } else {
         // SAFETY: The thread runs the vCPU whose flag this is.
         unsafe { (*flag).store(1, Ordering::SeqCst) };
     }
@@ -41,6 +45,9 @@ pub fn install() -> Result<()> {
 pub fn bind(vcpu: &mut VcpuFd) {
     let flag: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
     IMMEDIATE_EXIT.set(flag.cast());
+    if EARLY.with(|early| early.swap(false, Ordering::SeqCst)) {
+        vcpu.set_kvm_immediate_exit(1);
+    }
 }
 
 /// Says that the signals of this thread are for no vCPU.
@@ -48,7 +55,8 @@ pub fn unbind() {
     IMMEDIATE_EXIT.set(null());
 }
 
-/// Interrupts KVM_RUN of the only thread after some time.
+/// Interrupts KVM_RUN of the only thread after some time, and not for what was asked for before; a
+/// time of zero only does the latter.
 pub fn after(time: Duration) -> Result<()> {
     let zero = libc::timeval {
         tv_sec: 0,
@@ -61,9 +69,18 @@ pub fn after(time: Duration) -> Result<()> {
             tv_usec: i64::from(time.subsec_micros()),
         },
     };
-    // SAFETY: The timer is a valid one.
-    let result = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, null_mut()) };
-    ensure!(result == 0, "setitimer failed");
+    let stop = libc::itimerval {
+        it_interval: zero,
+        it_value: zero,
+    };
+    for timer in [stop, timer] {
+        // SAFETY: The timers are valid ones.
+        let result = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, null_mut()) };
+        ensure!(result == 0, "setitimer failed");
+        if timer.it_value.tv_sec == 0 && timer.it_value.tv_usec == 0 {
+            EARLY.with(|early| early.store(false, Ordering::SeqCst));
+        }
+    }
     Ok(())
 }
 

@@ -19,10 +19,10 @@ use super::selftests::{Test, going_on};
 use super::{Bench, vendor_name};
 
 /// The programs, and their arguments.
-const PROGRAMS: &[(&str, &str)] = &[("svm_nested_state_test", "")];
+const PROGRAMS: &[(&str, &str)] = &[("svm_nested_state_test", "100 300")];
 
 /// Seconds of the guest that a program may take.
-const TIME_LIMIT: u32 = 300;
+const TIME_LIMIT: u32 = 100;
 
 /// Time without a line on the console after which a program is given up with its machine.
 const SILENCE: Duration = Duration::from_secs(240);
