@@ -19,7 +19,11 @@ use super::selftests::{Test, going_on};
 use super::{Bench, vendor_name};
 
 /// The programs, and their arguments.
-const PROGRAMS: &[(&str, &str)] = &[("svm_nested_state_test", "100 300")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("svm_vmrun_check_test", ""),
+    ("svm_intercept_test", ""),
+    ("svm_nested_state_test", "100 300"),
+];
 
 /// Seconds of the guest that a program may take.
 const TIME_LIMIT: u32 = 100;
