@@ -3,7 +3,7 @@
 //! Instructions, registers and exceptions with an intercept of their own.
 
 use anyhow::{ensure, Result};
-use selftests::guest::layout::{BUFFER, REGISTERS};
+use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, REGISTERS};
 use selftests::guest::machine::Stop;
 use selftests::guest::vmcb::{self, exit};
 use selftests::guest::GuestMemory;
@@ -144,6 +144,13 @@ fn same_as(memory: &GuestMemory, register: u64) {
     set_rax(memory, memory.read(register));
 }
 
+/// L2 ends by HLT after an exception, and not by VMMCALL.
+fn after_vmmcall(memory: &GuestMemory) {
+    let record = EXCEPTIONS + exception::SIZE;
+    memory.write(record + exception::RECOVERY, l2_hlt as *const () as u64);
+    vmcb::set_intercept(memory, exit::HLT);
+}
+
 /// The tests.
 pub fn points() -> Vec<Point<Fixture>> {
     use Ran::{Exception, Finished};
@@ -159,7 +166,7 @@ pub fn points() -> Vec<Point<Fixture>> {
         "PAUSE": l2_pause, exit::PAUSE, |_| (), [Finished];
         "INVLPG": l2_invlpg, exit::INVLPG, |memory| set_rax(memory, BUFFER), [Finished];
         "XSETBV": l2_xsetbv, exit::XSETBV, |memory| set_rax(memory, 1), [Finished, Exception(6)];
-        "VMMCALL": l2_vmmcall, exit::VMMCALL, |_| (), [Exception(6)];
+        "VMMCALL": l2_vmmcall, exit::VMMCALL, after_vmmcall, [Exception(6)];
         "VMLOAD": l2_vmload, exit::VMLOAD, |memory| set_rax(memory, BUFFER), [];
         "VMSAVE": l2_vmsave, exit::VMSAVE, |memory| set_rax(memory, BUFFER), [];
         "VMRUN": l2_vmrun, exit::VMRUN, |memory| set_rax(memory, BUFFER), [];

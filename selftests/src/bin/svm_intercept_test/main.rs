@@ -91,7 +91,7 @@ impl Fixture {
         let rip: u64 = memory.read(vmcb::RIP);
         let exceptions: u64 = memory.read(record + exception::COUNT);
         let ran = match exit_code {
-            exit::VMMCALL if exceptions == 1 => {
+            exit::VMMCALL | exit::HLT if exceptions == 1 => {
                 Ran::Exception(memory.read(record + exception::VECTOR))
             }
             exit::VMMCALL if rip != code as *const () as u64 => Ran::Finished,
