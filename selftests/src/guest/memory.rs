@@ -84,7 +84,7 @@ impl Mapping {
                 copy.base.cast(),
                 self.size,
                 self.size,
-                MremapFlags::empty(),
+                MremapFlags::MAYMOVE,
                 self.base.cast(),
             )
         }?;

@@ -91,6 +91,8 @@ fn run_until(mut vcpu: VcpuFd, stop: &AtomicBool) -> Stop {
     while !stop.load(Ordering::SeqCst) {
         match run(&mut vcpu) {
             Stop::Interrupted => (),
+            // An access of L1 to memory that is not there.
+            Stop::Other(reason) if reason.starts_with("Mmio") => (),
             // L1 had an exception, which ends the round for it. HLT may be L2's.
             Stop::Said(message) => last = Stop::Said(message),
             // What is not there now may be there again.

@@ -22,11 +22,12 @@ use super::{Bench, vendor_name};
 const PROGRAMS: &[(&str, &str)] = &[
     ("svm_vmrun_check_test", ""),
     ("svm_intercept_test", ""),
-    ("svm_nested_state_test", "100 300"),
+    ("svm_memory_test", "10 100"),
+    ("svm_nested_state_test", "1000 2000"),
 ];
 
 /// Seconds of the guest that a program may take.
-const TIME_LIMIT: u32 = 100;
+const TIME_LIMIT: u32 = 300;
 
 /// Time without a line on the console after which a program is given up with its machine.
 const SILENCE: Duration = Duration::from_secs(240);
