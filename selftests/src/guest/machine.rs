@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{bail, ensure, Context, Result};
 use kvm_bindings::{
-    kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId, KVM_CAP_SPLIT_IRQCHIP,
-    KVM_MEM_READONLY,
+    kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
-use super::code::{self, DONE, EXCEPTION, PORT, SAYS, WRONG};
+use super::code::{DONE, EXCEPTION, PORT, SAYS, WRONG};
 use super::driver;
 use super::layout::{
     GDT, HOST_SAVE, IDT, IMAGE, KERNEL_CODE, KERNEL_DATA, RAM, STACK, STACKS, STACKS_STEP, TASK,
@@ -199,50 +199,7 @@ impl Machine {
 
     /// Makes a vCPU begin with L1.
     pub fn start(&self, vcpu: usize, l1: extern "C" fn() -> !) -> Result<()> {
-        let index = u64::try_from(vcpu)?;
-        let vcpu = &self.vcpus[vcpu];
-        let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
-        let data = kvm_segment {
-            limit: u32::MAX,
-            selector: KERNEL_DATA,
-            type_: 3,
-            present: 1,
-            db: 1,
-            s: 1,
-            g: 1,
-            ..Default::default()
-        };
-        sregs.cs = kvm_segment {
-            selector: KERNEL_CODE,
-            type_: 11,
-            db: 0,
-            l: 1,
-            ..data
-        };
-        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.tr = kvm_segment {
-            base: TSS + index * TSS_STEP,
-            limit: 0x67,
-            selector: TASK,
-            type_: 11,
-            present: 1,
-            ..Default::default()
-        };
-        (sregs.gdt.base, sregs.gdt.limit) = (GDT, 0xfff);
-        (sregs.idt.base, sregs.idt.limit) = (IDT, 0xfff);
-        sregs.cr0 = self.tables.cr0;
-        sregs.cr3 = self.tables.root;
-        sregs.cr4 = self.tables.cr4;
-        sregs.efer = self.tables.efer;
-        vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
-        let regs = kvm_regs {
-            rip: l1 as *const () as u64,
-            rsp: STACKS + index * STACKS_STEP + STACK - 8,
-            rflags: 2,
-            ..Default::default()
-        };
-        vcpu.set_regs(&regs).context("KVM_SET_REGS")?;
-        set_msr(vcpu, MSR_VM_HSAVE_PA, HOST_SAVE + 0x1000 * index)
+        start(&self.vcpus[vcpu], u64::try_from(vcpu)?, &self.tables, l1)
     }
 
     /// Runs the first vCPU until a guest says something that is no failure.
@@ -280,6 +237,52 @@ impl Machine {
         );
         Ok(())
     }
+}
+
+/// Makes the vCPU with a number begin with L1.
+pub fn start(vcpu: &VcpuFd, index: u64, tables: &Tables, l1: extern "C" fn() -> !) -> Result<()> {
+    let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
+    let data = kvm_segment {
+        limit: u32::MAX,
+        selector: KERNEL_DATA,
+        type_: 3,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        selector: KERNEL_CODE,
+        type_: 11,
+        db: 0,
+        l: 1,
+        ..data
+    };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment {
+        base: TSS + index * TSS_STEP,
+        limit: 0x67,
+        selector: TASK,
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
+    (sregs.gdt.base, sregs.gdt.limit) = (GDT, 0xfff);
+    (sregs.idt.base, sregs.idt.limit) = (IDT, 0xfff);
+    sregs.cr0 = tables.cr0;
+    sregs.cr3 = tables.root;
+    sregs.cr4 = tables.cr4;
+    sregs.efer = tables.efer;
+    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+    let regs = kvm_regs {
+        rip: l1 as *const () as u64,
+        rsp: STACKS + index * STACKS_STEP + STACK - 8,
+        rflags: 2,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).context("KVM_SET_REGS")?;
+    set_msr(vcpu, MSR_VM_HSAVE_PA, HOST_SAVE + 0x1000 * index)
 }
 
 /// Fails if what a guest says is that something is wrong.
@@ -338,8 +341,7 @@ fn xcr0(cpuid: &CpuId) -> u64 {
     }
 }
 
-/// Returns whether KVM offers nested SVM to guests, and that it has the parts that tests need.
+/// Returns whether KVM offers nested SVM to guests.
 pub fn usable(kvm: &Kvm) -> Result<bool> {
-    let _ = code::PORT;
     Ok(crate::offer::Offer::read(kvm)?.svm())
 }

@@ -122,7 +122,11 @@ impl Saved {
         let entries: Vec<kvm_msr_entry> = indices.iter().map(entry).collect();
         let mut msrs = Msrs::from_entries(&entries)?;
         let count = vcpu.get_msrs(&mut msrs).context("KVM_GET_MSRS")?;
-        ensure!(count == indices.len(), "KVM_GET_MSRS of {:x?}", indices.get(count));
+        ensure!(
+            count == indices.len(),
+            "KVM_GET_MSRS of {:x?}",
+            indices.get(count)
+        );
         Ok(Self {
             mp_state: vcpu.get_mp_state().context("KVM_GET_MP_STATE")?,
             events: vcpu.get_vcpu_events().context("KVM_GET_VCPU_EVENTS")?,

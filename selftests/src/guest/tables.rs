@@ -104,7 +104,10 @@ impl Builder<'_> {
 
 /// Writes page tables and descriptors for `vcpus` processors.
 pub fn write(memory: &GuestMemory, image: &Image, vcpus: u64) -> Result<Tables> {
-    ensure!(image.start >= IMAGE, "the program must be position-independent");
+    ensure!(
+        image.start >= IMAGE,
+        "the program must be position-independent"
+    );
     let mut builder = Builder {
         memory,
         next: PAGE_TABLES,

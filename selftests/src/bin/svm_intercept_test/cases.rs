@@ -194,41 +194,67 @@ pub fn points() -> Vec<Point<Fixture>> {
         "#PF": l2_load, exit::EXCEPTION + 14,
             |memory| set_rax(memory, NOT_MAPPED), [Exception(14)];
     };
-    points.push(Point::new("#PF that is intercepted tells its address and error", |fixture| {
-        let info = fixture.exits(l2_load, exit::EXCEPTION + 14, |memory| {
-            set_rax(memory, NOT_MAPPED);
-            vmcb::set_intercept(memory, exit::EXCEPTION + 14);
-        })?;
-        expect("error code and address", (info.first, info.second), (0, NOT_MAPPED))
-    }));
-    points.push(Point::new("a triple fault of L2 is a shutdown of L2", |fixture| {
-        let (ran, _) = fixture.run(l2_ud2, |memory| memory.write(vmcb::SEGMENTS + 8 * 16 + 4, 0u32))?;
-        expect("what L2 did", ran, Ran::Exit(exit::SHUTDOWN))
-    }));
-    points.push(Point::new("an access that L1's nested page table lacks is reflected", |fixture| {
-        let page = BUFFER + 0x8000;
-        let info = fixture.exits(l2_load, exit::NPF, |memory| {
-            set_rax(memory, page);
-            memory.write(nested_entry(memory, page), 0u64);
-        })?;
-        expect("address", info.second, page)?;
-        expect("a read by a user of a page that is absent", info.first & 0x1f, 4)
-    }));
-    points.push(Point::new("registers of L2 are those that L1 gave it, and come back", |fixture| {
-        let (ran, _) = fixture.run(l2_vmmcall, |memory| {
+    points.push(Point::new(
+        "#PF that is intercepted tells its address and error",
+        |fixture| {
+            let info = fixture.exits(l2_load, exit::EXCEPTION + 14, |memory| {
+                set_rax(memory, NOT_MAPPED);
+                vmcb::set_intercept(memory, exit::EXCEPTION + 14);
+            })?;
+            expect(
+                "error code and address",
+                (info.first, info.second),
+                (0, NOT_MAPPED),
+            )
+        },
+    ));
+    points.push(Point::new(
+        "a triple fault of L2 is a shutdown of L2",
+        |fixture| {
+            let (ran, _) = fixture.run(l2_ud2, |memory| {
+                memory.write(vmcb::SEGMENTS + 8 * 16 + 4, 0u32)
+            })?;
+            expect("what L2 did", ran, Ran::Exit(exit::SHUTDOWN))
+        },
+    ));
+    points.push(Point::new(
+        "an access that L1's nested page table lacks is reflected",
+        |fixture| {
+            let page = BUFFER + 0x8000;
+            let info = fixture.exits(l2_load, exit::NPF, |memory| {
+                set_rax(memory, page);
+                memory.write(nested_entry(memory, page), 0u64);
+            })?;
+            expect("address", info.second, page)?;
+            expect(
+                "a read by a user of a page that is absent",
+                info.first & 0x1f,
+                4,
+            )
+        },
+    ));
+    points.push(Point::new(
+        "registers of L2 are those that L1 gave it, and come back",
+        |fixture| {
+            let (ran, _) = fixture.run(l2_vmmcall, |memory| {
+                for (address, value) in (REGISTERS..).step_by(8).zip(1..=14u64) {
+                    memory.write(address, value * 0x0101_0101_0101_0101);
+                }
+                set_rax(memory, 0xfeed);
+            })?;
+            expect("what L2 did", ran, Ran::Exit(exit::VMMCALL))?;
+            let machine = fixture.machine.borrow();
+            let memory = &machine.as_ref().unwrap().memory;
             for (address, value) in (REGISTERS..).step_by(8).zip(1..=14u64) {
-                memory.write(address, value * 0x0101_0101_0101_0101);
+                expect(
+                    "register",
+                    memory.read::<u64>(address),
+                    value * 0x0101_0101_0101_0101,
+                )?;
             }
-            set_rax(memory, 0xfeed);
-        })?;
-        expect("what L2 did", ran, Ran::Exit(exit::VMMCALL))?;
-        let machine = fixture.machine.borrow();
-        let memory = &machine.as_ref().unwrap().memory;
-        for (address, value) in (REGISTERS..).step_by(8).zip(1..=14u64) {
-            expect("register", memory.read::<u64>(address), value * 0x0101_0101_0101_0101)?;
-        }
-        expect("RAX", memory.read::<u64>(vmcb::RAX), 0xfeed)
-    }));
+            expect("RAX", memory.read::<u64>(vmcb::RAX), 0xfeed)
+        },
+    ));
     points
 }
 

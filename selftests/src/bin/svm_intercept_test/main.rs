@@ -10,9 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{bail, ensure, Context, Result};
 use selftests::guest::driver::driver;
-use selftests::guest::layout::{
-    exception, BUFFER, EXCEPTIONS, IO_MAP, MSR_MAP, REGISTERS, SHARED,
-};
+use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, IO_MAP, MSR_MAP, REGISTERS, SHARED};
 use selftests::guest::machine::{self, heard, run, Interrupts, Stop};
 use selftests::guest::vmcb::{self, exit};
 use selftests::guest::{GuestMemory, Level, Machine};

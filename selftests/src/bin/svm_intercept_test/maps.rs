@@ -82,23 +82,41 @@ fn access(port: u16, bits: &[u64]) -> impl Fn(&GuestMemory) + '_ {
 }
 
 /// Checks that an access exits, and what it says.
-fn reflected(fixture: &Fixture, access_of: (Code, Direction, u16), port: u16, bits: &[u64]) -> Result<()> {
+fn reflected(
+    fixture: &Fixture,
+    access_of: (Code, Direction, u16),
+    port: u16,
+    bits: &[u64],
+) -> Result<()> {
     let (code, direction, size) = access_of;
     let info = fixture.exits(code, exit::IOIO, access(port, bits))?;
     // Segment and address size do not matter without a string.
     let seen = info.first & 0xffff_007f;
     let input = u64::from(direction == Direction::In);
     let expected = u64::from(port) << 16 | u64::from(size) << 4 | input;
-    expect(format_args!("EXITINFO1 of {size} bytes at {port:#x}"), seen, expected)?;
+    expect(
+        format_args!("EXITINFO1 of {size} bytes at {port:#x}"),
+        seen,
+        expected,
+    )?;
     let length = if size == 2 { 2 } else { 1 };
     expect("EXITINFO2", info.second, code as *const () as u64 + length)
 }
 
 /// Checks that an access goes to user space of L0.
-fn passed(fixture: &Fixture, access_of: (Code, Direction, u16), port: u16, bits: &[u64]) -> Result<()> {
+fn passed(
+    fixture: &Fixture,
+    access_of: (Code, Direction, u16),
+    port: u16,
+    bits: &[u64],
+) -> Result<()> {
     let (code, direction, size) = access_of;
     let (ran, stops) = fixture.run(code, access(port, bits))?;
-    expect(format_args!("what L2 did with {size} bytes at {port:#x}"), ran, Ran::Finished)?;
+    expect(
+        format_args!("what L2 did with {size} bytes at {port:#x}"),
+        ran,
+        Ran::Finished,
+    )?;
     let bytes = usize::from(size);
     let expected = match direction {
         Direction::Out => Stop::Out(port, vec![0; bytes]),
@@ -110,11 +128,18 @@ fn passed(fixture: &Fixture, access_of: (Code, Direction, u16), port: u16, bits:
 /// The tests.
 pub fn points() -> Vec<Point<Fixture>> {
     vec![
-        Point::new("ports whose bit is set are reflected, with size and direction", |fixture| {
-            ACCESSES.into_iter().try_for_each(|access| reflected(fixture, access, 0x3f8, &[0x3f8]))
-        }),
+        Point::new(
+            "ports whose bit is set are reflected, with size and direction",
+            |fixture| {
+                ACCESSES
+                    .into_iter()
+                    .try_for_each(|access| reflected(fixture, access, 0x3f8, &[0x3f8]))
+            },
+        ),
         Point::new("ports whose bits are clear are not reflected", |fixture| {
-            ACCESSES.into_iter().try_for_each(|access| passed(fixture, access, 0x3f8, &[]))
+            ACCESSES
+                .into_iter()
+                .try_for_each(|access| passed(fixture, access, 0x3f8, &[]))
         }),
         Point::new("the bit of the last byte of an access counts", |fixture| {
             ACCESSES.into_iter().try_for_each(|access| {
@@ -123,25 +148,41 @@ pub fn points() -> Vec<Point<Fixture>> {
         }),
         Point::new("the bits around an access do not count", |fixture| {
             ACCESSES.into_iter().try_for_each(|access| {
-                passed(fixture, access, 0x3f6, &[0x3f5, 0x3f6 + u64::from(access.2)])
+                passed(
+                    fixture,
+                    access,
+                    0x3f6,
+                    &[0x3f5, 0x3f6 + u64::from(access.2)],
+                )
             })
         }),
-        Point::new("an access beyond the last port is checked in the third page", |fixture| {
-            reflected(fixture, ACCESSES[1], 0xffff, &[0x1_0000])?;
-            reflected(fixture, ACCESSES[2], 0xffff, &[0x1_0002])?;
-            reflected(fixture, ACCESSES[5], 0xfffe, &[0x1_0001])
-        }),
-        Point::new("an access beyond the last port does not wrap to port 0", |fixture| {
-            passed(fixture, ACCESSES[1], 0xffff, &[0, 1, 0x1_0001])
-        }),
-        Point::new("without the intercept the map of ports does not matter", |fixture| {
-            let (ran, stops) = fixture.run(l2_out_8, |memory| {
-                access(0x3f8, &[0x3f8])(memory);
-                vmcb::clear_intercept(memory, exit::IOIO);
-            })?;
-            expect("what L2 did", ran, Ran::Finished)?;
-            expect("what user space saw", stops, vec![Stop::Out(0x3f8, vec![0])])
-        }),
+        Point::new(
+            "an access beyond the last port is checked in the third page",
+            |fixture| {
+                reflected(fixture, ACCESSES[1], 0xffff, &[0x1_0000])?;
+                reflected(fixture, ACCESSES[2], 0xffff, &[0x1_0002])?;
+                reflected(fixture, ACCESSES[5], 0xfffe, &[0x1_0001])
+            },
+        ),
+        Point::new(
+            "an access beyond the last port does not wrap to port 0",
+            |fixture| passed(fixture, ACCESSES[1], 0xffff, &[0, 1, 0x1_0001]),
+        ),
+        Point::new(
+            "without the intercept the map of ports does not matter",
+            |fixture| {
+                let (ran, stops) = fixture.run(l2_out_8, |memory| {
+                    access(0x3f8, &[0x3f8])(memory);
+                    vmcb::clear_intercept(memory, exit::IOIO);
+                })?;
+                expect("what L2 did", ran, Ran::Finished)?;
+                expect(
+                    "what user space saw",
+                    stops,
+                    vec![Stop::Out(0x3f8, vec![0])],
+                )
+            },
+        ),
         Point::new("reads of an MSR are reflected by their bit", |fixture| {
             [(STAR, 0x4000 + 2 * 0x81), (SYSENTER_CS, 2 * 0x174)]
                 .into_iter()
@@ -157,13 +198,16 @@ pub fn points() -> Vec<Point<Fixture>> {
             }
             Ok(())
         }),
-        Point::new("without the intercept the map of MSRs does not matter", |fixture| {
-            let (ran, _) = fixture.run(l2_rdmsr, |memory| {
-                set_rcx(memory, STAR);
-                memory.fill(MSR_MAP, 0x2000, u64::MAX);
-            })?;
-            expect("what L2 did", ran, Ran::Finished)
-        }),
+        Point::new(
+            "without the intercept the map of MSRs does not matter",
+            |fixture| {
+                let (ran, _) = fixture.run(l2_rdmsr, |memory| {
+                    set_rcx(memory, STAR);
+                    memory.fill(MSR_MAP, 0x2000, u64::MAX);
+                })?;
+                expect("what L2 did", ran, Ran::Finished)
+            },
+        ),
     ]
 }
 
@@ -180,7 +224,11 @@ fn msr_bits(fixture: &Fixture, msr: u32, bit: u64) -> Result<()> {
         let info = fixture.exits(code, exit::MSR, with(own))?;
         expect(format_args!("EXITINFO1 of {msr:#x}"), info.first, own)?;
         let (ran, _) = fixture.run(code, with(other))?;
-        expect(format_args!("what L2 did with {msr:#x}"), ran, Ran::Finished)?;
+        expect(
+            format_args!("what L2 did with {msr:#x}"),
+            ran,
+            Ran::Finished,
+        )?;
     }
     Ok(())
 }

@@ -10,12 +10,14 @@ use anyhow::{anyhow, ensure, Context, Result};
 use kvm_bindings::{kvm_userspace_memory_region, KVM_MEM_LOG_DIRTY_PAGES};
 use kvm_ioctls::{VcpuFd, VmFd};
 use selftests::guest::layout::{VMCB, VMCB_SLOT};
-use selftests::guest::machine::{run, Interrupts, Stop, SLOT_VMCB};
+use selftests::guest::machine::{self, run, Interrupts, Stop, SLOT_VMCB};
 use selftests::guest::signal::Thread;
+use selftests::guest::state::{Nested, GIF_SET};
+use selftests::guest::tables::Tables;
 use selftests::guest::{GuestMemory, Random};
 use selftests::tap::{self, Point};
 
-use crate::guests::{self, Kind, RUNS};
+use crate::guests::{self, runner, writer, Kind, RUNS};
 use crate::Fixture;
 
 /// How long a round lasts.
@@ -27,12 +29,14 @@ type Disturbance = fn(&VmFd, &GuestMemory, &mut Random) -> Result<()>;
 /// The tests.
 pub fn points() -> Vec<Point<Fixture>> {
     vec![
-        Point::new("another processor writes to vmcb12 while it is used", |fixture| {
-            disturbed(fixture, 2, |_, _, _| Ok(()))
-        }),
-        Point::new("dirty logging of vmcb12's memory comes and goes", |fixture| {
-            disturbed(fixture, 1, dirty_logging)
-        }),
+        Point::new(
+            "another processor writes to vmcb12 while it is used",
+            |fixture| disturbed(fixture, 2, |_, _, _| Ok(())),
+        ),
+        Point::new(
+            "dirty logging of vmcb12's memory comes and goes",
+            |fixture| disturbed(fixture, 1, dirty_logging),
+        ),
         Point::new("the pages of vmcb12's memory move", |fixture| {
             disturbed(fixture, 1, moves)
         }),
@@ -65,7 +69,8 @@ fn dirty_logging(vm: &VmFd, memory: &GuestMemory, _: &mut Random) -> Result<()> 
     set_slot(vm, memory, VMCB_SLOT, KVM_MEM_LOG_DIRTY_PAGES)?;
     let size = usize::try_from(VMCB_SLOT)?;
     for _ in 0..3 {
-        vm.get_dirty_log(SLOT_VMCB, size).context("KVM_GET_DIRTY_LOG")?;
+        vm.get_dirty_log(SLOT_VMCB, size)
+            .context("KVM_GET_DIRTY_LOG")?;
     }
     set_slot(vm, memory, VMCB_SLOT, 0)
 }
@@ -85,33 +90,39 @@ fn slot_goes(vm: &VmFd, memory: &GuestMemory, random: &mut Random) -> Result<()>
     set_slot(vm, memory, VMCB_SLOT, 0)
 }
 
-/// Runs a vCPU until it is told to stop, or cannot go on; says how it stopped.
-fn run_until(mut vcpu: VcpuFd, stop: &AtomicBool) -> Stop {
-    let mut last = Stop::Interrupted;
+/// How often a processor may be reset in a round.
+const RESETS: u64 = 100;
+
+/// Runs a vCPU until it is told to stop, and lets it begin again when L1 cannot go on; returns how
+/// often it did that.
+fn run_until(mut vcpu: VcpuFd, index: u64, tables: &Tables, stop: &AtomicBool) -> Result<u64> {
+    let l1 = if index == 0 { runner } else { writer };
+    let mut resets = 0;
     while !stop.load(Ordering::SeqCst) {
         match run(&mut vcpu) {
-            Stop::Interrupted => (),
+            // HLT may be L2's.
+            Stop::Interrupted | Stop::Halt | Stop::Out(..) | Stop::In(..) => (),
             // An access of L1 to memory that is not there.
             Stop::Other(reason) if reason.starts_with("Mmio") => (),
-            // L1 had an exception, which ends the round for it. HLT may be L2's.
-            Stop::Said(message) => last = Stop::Said(message),
             // What is not there now may be there again.
-            other @ (Stop::Failed(_) | Stop::InternalError) => {
-                last = other;
-                thread::sleep(Duration::from_micros(200));
+            Stop::Failed(_) | Stop::InternalError => thread::sleep(Duration::from_micros(200)),
+            _ if resets == RESETS => break,
+            _ => {
+                let mut state = Nested::read(&vcpu)?;
+                (state.0.flags, state.0.size) = (GIF_SET, 128);
+                vcpu.set_nested_state(&state.0)
+                    .context("KVM_SET_NESTED_STATE")?;
+                machine::start(&vcpu, index, tables, l1)?;
+                resets += 1;
             }
-            other => return other,
-        }
-        if matches!(last, Stop::Said(_)) {
-            break;
         }
     }
-    last
+    Ok(resets)
 }
 
 fn disturbed(fixture: &Fixture, vcpus: u64, disturb: Disturbance) -> Result<()> {
     let mut random = Random::new(fixture.seed);
-    let (mut runs, mut disturbances, mut ended) = (0, 0, 0);
+    let (mut runs, mut disturbances, mut resets) = (0, 0, 0);
     for round in 0..fixture.rounds {
         let seeded = Fixture {
             kvm: selftests::vm::open()?,
@@ -120,19 +131,22 @@ fn disturbed(fixture: &Fixture, vcpus: u64, disturb: Disturbance) -> Result<()> 
         };
         let mut machine = guests::machine(&seeded, Kind::Calling, vcpus, Interrupts::None)?;
         let processors = std::mem::take(&mut machine.vcpus);
-        let (vm, memory) = (&machine.vm, &machine.memory);
+        let (vm, memory, tables) = (&machine.vm, &machine.memory, &machine.tables);
         let stop = &AtomicBool::new(false);
         thread::scope(|scope| -> Result<()> {
             let (sender, receiver) = std::sync::mpsc::channel();
             let mut threads = Vec::new();
-            for vcpu in processors {
+            for (index, vcpu) in (0..).zip(processors) {
                 let sender = sender.clone();
                 threads.push(scope.spawn(move || {
                     let _ = sender.send(Thread::this());
-                    run_until(vcpu, stop)
+                    run_until(vcpu, index, tables, stop)
                 }));
             }
-            let ids: Vec<Thread> = threads.iter().filter_map(|_| receiver.recv().ok()).collect();
+            let ids: Vec<Thread> = threads
+                .iter()
+                .filter_map(|_| receiver.recv().ok())
+                .collect();
             let start = Instant::now();
             let mut result = Ok(());
             while start.elapsed() < ROUND && result.is_ok() && !threads[0].is_finished() {
@@ -148,15 +162,15 @@ fn disturbed(fixture: &Fixture, vcpus: u64, disturb: Disturbance) -> Result<()> 
                 thread::sleep(Duration::from_millis(1));
             }
             for thread in threads {
-                let last = thread.join().map_err(|_| anyhow!("a thread panicked"))?;
-                ended += u64::from(last != Stop::Interrupted);
+                let reset = thread.join();
+                resets += reset.map_err(|_| anyhow!("a thread panicked"))??;
             }
             result
         })?;
         runs += machine.memory.read::<u64>(RUNS);
     }
     tap::note(format_args!(
-        "{} rounds: L2 ran {runs} times, {disturbances} disturbances, {ended} processors stopped",
+        "{} rounds: L2 ran {runs} times, {disturbances} disturbances, {resets} resets of a processor",
         fixture.rounds
     ));
     ensure!(runs > fixture.rounds, "L2 ran {runs} times only");

@@ -25,23 +25,31 @@ pub fn points() -> Vec<Point<Fixture>> {
     vec![
         Point::new("a process is killed while L2 runs", killed),
         Point::new("a machine is closed while L2 is active", closed),
-        Point::new("a closed vCPU of which L2 is active leaves the machine usable", vcpu_first),
-        Point::new("KVM_SET_SREGS clears EFER.SVME while L2 is active", without_svme),
+        Point::new(
+            "a closed vCPU of which L2 is active leaves the machine usable",
+            vcpu_first,
+        ),
+        Point::new(
+            "KVM_SET_SREGS clears EFER.SVME while L2 is active",
+            without_svme,
+        ),
         Point::new("a processor gets INIT while L2 is active", init),
-        Point::new("L1 starts anew by registers and nested state while L2 is active", anew),
+        Point::new(
+            "L1 starts anew by registers and nested state while L2 is active",
+            anew,
+        ),
     ]
 }
 
 /// Runs a machine whose L2 does not end, and says when L2 runs.
 pub fn child(kvm: &kvm_ioctls::Kvm) -> ExitCode {
-    let result = guests::build(kvm, Kind::Endless, 1, Interrupts::None, 1).and_then(|mut machine| {
-        in_l2(&mut machine)?;
-        println!("L2 runs");
-        std::io::stdout().flush()?;
-        match run(&mut machine.vcpus[0]) {
-            other => bail!("{other:?}"),
-        }
-    });
+    let result =
+        guests::build(kvm, Kind::Endless, 1, Interrupts::None, 1).and_then(|mut machine| {
+            in_l2(&mut machine)?;
+            println!("L2 runs");
+            std::io::stdout().flush()?;
+            bail!("{:?}", run(&mut machine.vcpus[0]))
+        });
     if let Err(error) = &result {
         println!("{error:#}");
     }
@@ -118,7 +126,9 @@ fn without_svme(fixture: &Fixture) -> Result<()> {
         let mut machine = machine(fixture, Interrupts::None)?;
         let mut sregs = machine.vcpus[0].get_sregs()?;
         sregs.efer &= !(1 << 12);
-        machine.vcpus[0].set_sregs(&sregs).context("KVM_SET_SREGS")?;
+        machine.vcpus[0]
+            .set_sregs(&sregs)
+            .context("KVM_SET_SREGS")?;
         let state = Nested::read(&machine.vcpus[0])?;
         ensure!(!state.has(GUEST_MODE), "L2 is active without EFER.SVME");
         // It goes on where L2 was, as L1.
@@ -157,7 +167,8 @@ fn leave(machine: &Machine) -> Result<()> {
     state.0.flags = selftests::guest::state::GIF_SET;
     state.0.size = 128;
     let vcpu = &machine.vcpus[0];
-    vcpu.set_nested_state(&state.0).context("KVM_SET_NESTED_STATE")
+    vcpu.set_nested_state(&state.0)
+        .context("KVM_SET_NESTED_STATE")
 }
 
 fn anew(fixture: &Fixture) -> Result<()> {

@@ -112,7 +112,12 @@ pub enum Kind {
 }
 
 /// Creates a machine that is ready to run L2.
-pub fn machine(fixture: &Fixture, kind: Kind, vcpus: u64, interrupts: Interrupts) -> Result<Machine> {
+pub fn machine(
+    fixture: &Fixture,
+    kind: Kind,
+    vcpus: u64,
+    interrupts: Interrupts,
+) -> Result<Machine> {
     build(&fixture.kvm, kind, vcpus, interrupts, fixture.seed)
 }
 
@@ -134,7 +139,11 @@ pub fn build(
         Kind::Calling => memory_test_l2,
         Kind::Endless => memory_test_endless_l2,
     };
-    vmcb::write(memory, &machine.tables, l2 as unsafe extern "C" fn() as *const () as u64);
+    vmcb::write(
+        memory,
+        &machine.tables,
+        l2 as unsafe extern "C" fn() as *const () as u64,
+    );
     for offset in (0..0x1000).step_by(8) {
         memory.write(TEMPLATE + offset, memory.read::<u64>(VMCB + offset));
     }

@@ -141,17 +141,17 @@ fn change(state: &mut Nested, random: &mut Random) {
             for _ in 0..=random.below(6) {
                 let area = if random.below(3) == 0 { 0x400 } else { 0 };
                 let offset = area + random.below(if area == 0 { 0x100 } else { 0x298 });
-                vmcb[offset as usize] = random.next() as u8;
+                vmcb[offset as usize] = random.number() as u8;
             }
         }
         2 => {
             let start = random.below(0xe0) as usize;
             let end = start + 1 + random.below(0x20) as usize;
-            vmcb[start..end].fill_with(|| random.next() as u8);
+            vmcb[start..end].fill_with(|| random.number() as u8);
         }
         _ => {
             for _ in 0..64 {
-                vmcb[random.below(0x1000) as usize] = random.next() as u8;
+                vmcb[random.below(0x1000) as usize] = random.number() as u8;
             }
         }
     }

@@ -95,10 +95,10 @@ struct Model {
 impl Model {
     fn new(random: &mut Random) -> Self {
         Self {
-            registers: std::array::from_fn(|_| random.next()),
+            registers: std::array::from_fn(|_| random.number()),
             rounds: 0,
             xmm: 0,
-            buffer: std::array::from_fn(|_| random.next()),
+            buffer: std::array::from_fn(|_| random.number()),
         }
     }
 
@@ -128,7 +128,7 @@ impl Model {
         self.xmm = sum.rotate_right(32);
         *r9 ^= self.xmm as u64;
         self.rounds += 1;
-        if self.rounds % 16 == 0 {
+        if self.rounds & 15 == 0 {
             *rax ^= (self.rounds / 16).wrapping_mul(STEP);
         }
     }
@@ -165,7 +165,10 @@ pub fn run_for(machine: &mut Machine, time: Duration) -> Result<()> {
     signal::after(time)?;
     match machine::run(&mut machine.vcpus[0]) {
         Stop::Interrupted => signal::complete(&mut machine.vcpus[0]),
-        Stop::Said(message) => bail!("expected L2 to compute on, saw {:?}", machine::heard(message)?),
+        Stop::Said(message) => bail!(
+            "expected L2 to compute on, saw {:?}",
+            machine::heard(message)?
+        ),
         other => bail!("expected L2 to compute on, saw {other:?}"),
     }
 }
@@ -263,7 +266,11 @@ fn compare(fixture: &Fixture, machine: &Machine) -> Result<()> {
     }
     expect("registers of L2", seen, model.registers)?;
     let xmm = [0, 8].map(|offset| memory.read::<u64>(RESULTS + 15 * 8 + offset));
-    expect("XMM0 of L2", xmm, [model.xmm as u64, (model.xmm >> 64) as u64])?;
+    expect(
+        "XMM0 of L2",
+        xmm,
+        [model.xmm as u64, (model.xmm >> 64) as u64],
+    )?;
     for (index, value) in (0u64..).zip(model.buffer) {
         expect(
             format_args!("word {index} of the buffer"),

@@ -24,9 +24,10 @@ const GP: u64 = 13;
 /// The tests.
 pub fn points() -> Vec<Point<Fixture>> {
     vec![
-        Point::new("VMRUN with an address within a page raises #GP", |fixture| {
-            raises(fixture, &[GP], |machine| at(machine, VMCB + 8))
-        }),
+        Point::new(
+            "VMRUN with an address within a page raises #GP",
+            |fixture| raises(fixture, &[GP], |machine| at(machine, VMCB + 8)),
+        ),
         Point::new("VMRUN with the last address raises #GP", |fixture| {
             raises(fixture, &[GP], |machine| at(machine, !0xfff))
         }),
@@ -44,7 +45,10 @@ pub fn points() -> Vec<Point<Fixture>> {
                 set_msr(&machine.vcpus[0], MSR_VM_HSAVE_PA, 0)
             })
         }),
-        Point::new("VMRUN with no memory at its address goes to user space", nowhere),
+        Point::new(
+            "VMRUN with no memory at its address goes to user space",
+            nowhere,
+        ),
     ]
 }
 
@@ -67,11 +71,7 @@ fn user(machine: &Machine) -> Result<()> {
 }
 
 /// Checks that VMRUN raises one of the exceptions after a change of L1, and runs L2 after another.
-fn raises(
-    fixture: &Fixture,
-    vectors: &[u64],
-    change: fn(&Machine) -> Result<()>,
-) -> Result<()> {
+fn raises(fixture: &Fixture, vectors: &[u64], change: fn(&Machine) -> Result<()>) -> Result<()> {
     let mut machine = fixture.machine.borrow_mut();
     let machine = machine.as_mut().context("there is no machine")?;
     machine.ready()?;
@@ -86,7 +86,10 @@ fn raises(
     let count = memory.read::<u64>(EXCEPTIONS + exception::COUNT);
     expect("exceptions of L1", count, 1)?;
     let vector = memory.read::<u64>(EXCEPTIONS + exception::VECTOR);
-    ensure!(vectors.contains(&vector), "expected {vectors:?}, saw exception {vector}");
+    ensure!(
+        vectors.contains(&vector),
+        "expected {vectors:?}, saw exception {vector}"
+    );
     expect(
         "error code",
         memory.read::<u64>(EXCEPTIONS + exception::ERROR),
@@ -103,7 +106,11 @@ fn raises(
     set_msr(&machine.vcpus[0], MSR_VM_HSAVE_PA, HOST_SAVE)?;
     prepare(machine);
     machine.vmrun()?;
-    expect("exit code", memory.read::<u64>(driver::RESULT), exit::VMMCALL)
+    expect(
+        "exit code",
+        memory.read::<u64>(driver::RESULT),
+        exit::VMMCALL,
+    )
 }
 
 fn nowhere(fixture: &Fixture) -> Result<()> {

@@ -39,9 +39,13 @@ impl Cpu {
 /// Checks that VMRUN fails with the first change and not with the second one.
 fn rule(fixture: &Fixture, wrong: Change, right: Change) -> Result<()> {
     let cpu = Cpu::read(fixture)?;
-    let code = fixture.vmrun(|memory| wrong(memory, &cpu)).context("the violation")?;
+    let code = fixture
+        .vmrun(|memory| wrong(memory, &cpu))
+        .context("the violation")?;
     expect("exit code of the violation", code, exit::INVALID)?;
-    let code = fixture.vmrun(|memory| right(memory, &cpu)).context("the valid neighbour")?;
+    let code = fixture
+        .vmrun(|memory| right(memory, &cpu))
+        .context("the valid neighbour")?;
     expect("exit code of the valid neighbour", code, exit::VMMCALL)
 }
 
@@ -136,28 +140,37 @@ pub fn points() -> Vec<Point<Fixture>> {
         "a nested page table is not looked at without nested paging",
         without_nested_paging,
     ));
-    points.push(Point::new("all bits above CR0's lower half are checked", |fixture| {
-        upper_bits(fixture, vmcb::CR0)
-    }));
-    points.push(Point::new("all bits above DR6's lower half are checked", |fixture| {
-        upper_bits(fixture, vmcb::DR6)
-    }));
-    points.push(Point::new("all bits above DR7's lower half are checked", |fixture| {
-        upper_bits(fixture, vmcb::DR7)
-    }));
+    points.push(Point::new(
+        "all bits above CR0's lower half are checked",
+        |fixture| upper_bits(fixture, vmcb::CR0),
+    ));
+    points.push(Point::new(
+        "all bits above DR6's lower half are checked",
+        |fixture| upper_bits(fixture, vmcb::DR6),
+    ));
+    points.push(Point::new(
+        "all bits above DR7's lower half are checked",
+        |fixture| upper_bits(fixture, vmcb::DR7),
+    ));
     points
 }
 
 fn upper_bits(fixture: &Fixture, register: u64) -> Result<()> {
     for bit in 32..64 {
         let code = fixture.vmrun(|memory| memory.set(register, 1 << bit))?;
-        expect(format_args!("exit code with bit {bit}"), code, exit::INVALID)?;
+        expect(
+            format_args!("exit code with bit {bit}"),
+            code,
+            exit::INVALID,
+        )?;
     }
     Ok(())
 }
 
 fn pat(fixture: &Fixture) -> Result<()> {
-    let all = fixture.kvm.check_extension_raw(u64::from(kvm_bindings::KVM_CAP_DISABLE_QUIRKS2));
+    let all = fixture
+        .kvm
+        .check_extension_raw(u64::from(kvm_bindings::KVM_CAP_DISABLE_QUIRKS2));
     if u64::try_from(all).unwrap_or(0) & crate::QUIRK_SHARED_PAT == 0 {
         return Err(Skip("KVM cannot give L2 a page-attribute table of its own".into()).into());
     }

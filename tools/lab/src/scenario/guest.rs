@@ -100,7 +100,10 @@ fn boot(
     let mut files = Rootfs::default();
     for test in tests {
         let program = &test.program;
-        files.file(&format!("/lab/selftests/{program}"), &programs.join(program));
+        files.file(
+            &format!("/lab/selftests/{program}"),
+            &programs.join(program),
+        );
     }
     let vendor = vendor_name(target.vendor);
     let run = Run {

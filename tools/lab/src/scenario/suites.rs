@@ -19,7 +19,9 @@ use crate::step::clock;
 use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
-use super::{Bench, Levels, Provider, guest, lifecycle, nested, selftests, stock, vendor_name, workload};
+use super::{
+    Bench, Levels, Provider, guest, lifecycle, nested, selftests, stock, vendor_name, workload,
+};
 
 /// Vendors whose module attaches to a KVM without nested code of its own, which the upstream
 /// selftests then run on, too.
@@ -197,7 +199,13 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
                     runs.push(("ours-alone", bare));
                 }
                 if vendor == Vendor::Amd {
-                    guests(&mut track, c, &[("ours", patched), ("ours-alone", bare)], &target, guest_tests);
+                    guests(
+                        &mut track,
+                        c,
+                        &[("ours", patched), ("ours-alone", bare)],
+                        &target,
+                        guest_tests,
+                    );
                 }
                 for engine in selftest_engines(vendor, target.engine) {
                     let target = Target { engine, ..target };
