@@ -3,6 +3,7 @@
 //! What the tests of the modules share: they run at level 0, as root, and print TAP.
 
 pub mod figures;
+pub mod guest;
 pub mod kmsg;
 pub mod module;
 pub mod offer;

@@ -21,7 +21,7 @@ use super::{Bench, vendor_name};
 const PROGRAM: &str = "module_lifecycle_test";
 
 /// What the program is linked for: see `selftests/.cargo/config.toml`.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Seconds that the program may take under an emulator.
 const TIME_LIMIT: u32 = 900;
@@ -143,7 +143,7 @@ pub fn verdicts(outcome: &Outcome) -> Vec<(Verdict, String)> {
 }
 
 /// Returns the lines that the program printed about a point that did not pass.
-fn remarks(outcome: &Outcome, point: &str) -> String {
+pub fn remarks(outcome: &Outcome, point: &str) -> String {
     let lines: Vec<&str> = outcome
         .lines
         .iter()

@@ -170,7 +170,18 @@ pub fn run(
     tests: &[Test],
     label: &str,
 ) -> Result<Outcome> {
-    let mut all = boot(bench, target, selftests, tests, label)?;
+    going_on(tests, label, |tests, label| {
+        boot(bench, target, selftests, tests, label)
+    })
+}
+
+/// Runs tests by `boot`, and by another one the tests behind the one that stopped the machine.
+pub fn going_on(
+    tests: &[Test],
+    label: &str,
+    boot: impl Fn(&[Test], &str) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let mut all = boot(tests, label)?;
     while let Status::Failed { reason, excerpt } = &all.status {
         let done = all.tap.len();
         let Some(culprit) = all.tap.last_mut() else {
@@ -185,7 +196,7 @@ pub fn run(
             break;
         }
         let label = format!("{label}-{}", rest[0].name);
-        let next = boot(bench, target, selftests, rest, &label)?;
+        let next = boot(rest, &label)?;
         let progress = !next.tap.is_empty();
         all.tap.extend(next.tap);
         all.steps.extend(next.steps);

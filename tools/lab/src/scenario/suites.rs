@@ -19,7 +19,9 @@ use crate::step::clock;
 use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
-use super::{Bench, Levels, Provider, lifecycle, nested, selftests, stock, vendor_name, workload};
+use super::{
+    Bench, Levels, Provider, guest, lifecycle, nested, selftests, stock, vendor_name, workload,
+};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -154,6 +156,7 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
         ..stock.clone()
     };
     let module_tests = lifecycle::build(cache)?;
+    let guest_tests = guest::build(cache)?;
     let workload = workload::build(cache)?;
     let upstream = upstream::ensure(cache, &stock.kernel)?;
     // Each emulator keeps one core busy: the two vendors run side by side.
@@ -161,6 +164,7 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
         let tracks = [Vendor::Amd, Vendor::Intel].map(|vendor| {
             let (stock, refusing, c, patched, bare) = (&stock, &refusing, &c, &patched, &bare);
             let (module_tests, workload, upstream) = (&module_tests, &workload, &upstream);
+            let guest_tests = &guest_tests;
             scope.spawn(move || -> Result<Vec<Suite>> {
                 let target = Target {
                     vendor,
@@ -187,6 +191,15 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
                     });
                 }
                 let runs = [("patched", c), ("ours", patched), ("ours-alone", bare)];
+                if vendor == Vendor::Amd {
+                    guests(
+                        &mut track,
+                        c,
+                        &[("ours", patched), ("ours-alone", bare)],
+                        &target,
+                        guest_tests,
+                    );
+                }
                 for engine in selftest_engines(vendor, target.engine) {
                     let target = Target { engine, ..target };
                     compared(&mut track, cache, stock, &runs, &target, upstream);
@@ -305,6 +318,31 @@ fn compared(
             print!("{}", selftests::table(&rows));
             for row in rows {
                 suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Runs the guest tests with the C provider and with others, and compares each with the first.
+fn guests(
+    track: &mut Track<'_>,
+    c: &Bench,
+    runs: &[(&str, &Bench)],
+    target: &Target,
+    programs: &std::path::Path,
+) {
+    let mut base = None;
+    for (name, bench) in runs {
+        let suite = label(&format!("guest tests, {name}"), target);
+        track.run(suite, |suite| {
+            let base = match &base {
+                Some(base) => base,
+                None => base.insert(guest::run(c, target, programs, "c")?),
+            };
+            let outcome = guest::run(bench, target, programs, name)?;
+            for (verdict, detail) in guest::compare(base, &outcome) {
+                suite.count(verdict, || detail);
             }
             Ok(())
         });

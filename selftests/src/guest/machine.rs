@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Machines that run L1.
+
+use std::sync::Arc;
+
+use anyhow::{bail, ensure, Context, Result};
+use kvm_bindings::{
+    kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+
+use super::code::{DONE, EXCEPTION, PORT, SAYS, WRONG};
+use super::driver;
+use super::layout::{
+    GDT, HOST_SAVE, IDT, IMAGE, KERNEL_CODE, KERNEL_DATA, RAM, STACK, STACKS, STACKS_STEP, TASK,
+    TSS, TSS_STEP, VMCB, VMCB_SLOT, VMRUN_ADDRESS,
+};
+use super::memory::GuestMemory;
+use super::signal;
+use super::tables::{self, Image, Tables};
+use crate::vm;
+
+/// The slot of vmcb12's memory.
+pub const SLOT_VMCB: u32 = 1;
+
+/// The MSR with the address of the host-save area.
+pub const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
+
+/// Who says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// The guest.
+    L1,
+    /// The guest's guest.
+    L2,
+}
+
+/// What a guest says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who says it.
+    pub level: Level,
+    /// The kind, see [`super::code`].
+    pub kind: u64,
+    /// A number.
+    pub first: u64,
+    /// Another one.
+    pub second: u64,
+}
+
+/// Why KVM_RUN returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// A guest reports.
+    Said(Message),
+    /// A signal came.
+    Interrupted,
+    /// A guest writes to another port.
+    Out(u16, Vec<u8>),
+    /// A guest reads from a port.
+    In(u16, usize),
+    /// HLT.
+    Halt,
+    /// A triple fault.
+    Shutdown,
+    /// KVM gives up.
+    InternalError,
+    /// Something else.
+    Other(String),
+    /// KVM_RUN fails.
+    Failed(i32),
+}
+
+/// Runs a vCPU until it stops.
+pub fn run(vcpu: &mut VcpuFd) -> Stop {
+    signal::bind(vcpu);
+    let stop = match vcpu.run() {
+        Ok(VcpuExit::IoOut(port, bytes)) => Stop::Out(port, bytes.to_vec()),
+        Ok(VcpuExit::IoIn(port, bytes)) => {
+            bytes.fill(0x5a);
+            Stop::In(port, bytes.len())
+        }
+        Ok(VcpuExit::Hlt) => Stop::Halt,
+        Ok(VcpuExit::Shutdown) => Stop::Shutdown,
+        Ok(VcpuExit::InternalError) => Stop::InternalError,
+        Ok(VcpuExit::Intr) => Stop::Interrupted,
+        Ok(other) => Stop::Other(format!("{other:?}")),
+        Err(error) if error.errno() == libc::EINTR => Stop::Interrupted,
+        Err(error) => Stop::Failed(error.errno()),
+    };
+    signal::unbind();
+    if stop == Stop::Interrupted {
+        vcpu.set_kvm_immediate_exit(0);
+    }
+    let level = match stop {
+        Stop::Out(PORT, _) => Level::L1,
+        Stop::Out(port, _) if port == PORT + 1 => Level::L2,
+        _ => return stop,
+    };
+    match vcpu.get_regs() {
+        Ok(regs) => Stop::Said(Message {
+            level,
+            kind: regs.rdi,
+            first: regs.rsi,
+            second: regs.rdx,
+        }),
+        Err(error) => Stop::Failed(error.errno()),
+    }
+}
+
+/// Whether a machine has interrupt controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupts {
+    /// HLT goes to user space.
+    None,
+    /// There are local APICs.
+    LocalApic,
+}
+
+/// A machine of which L1 is a function of this program.
+pub struct Machine {
+    // Closed before the machine.
+    /// The processors.
+    pub vcpus: Vec<VcpuFd>,
+    /// The machine.
+    pub vm: VmFd,
+    /// Its memory.
+    pub memory: Arc<GuestMemory>,
+    /// What the control registers are to contain.
+    pub tables: Tables,
+}
+
+impl Machine {
+    /// Creates a machine with memory of its own.
+    pub fn new(kvm: &Kvm, vcpus: u64, interrupts: Interrupts) -> Result<Self> {
+        let memory = Arc::new(GuestMemory::new()?);
+        let tables = tables::write(&memory, &Image::of_this_program(), vcpus)?;
+        memory.write(VMRUN_ADDRESS, VMCB);
+        Self::on(kvm, memory, tables, vcpus, interrupts)
+    }
+
+    /// Creates a machine on the memory of another one.
+    pub fn on(
+        kvm: &Kvm,
+        memory: Arc<GuestMemory>,
+        mut tables: Tables,
+        vcpus: u64,
+        interrupts: Interrupts,
+    ) -> Result<Self> {
+        let cpuid = vm::cpuid(kvm)?;
+        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+        if interrupts == Interrupts::LocalApic {
+            let mut split = kvm_enable_cap {
+                cap: KVM_CAP_SPLIT_IRQCHIP,
+                ..Default::default()
+            };
+            split.args[0] = 24;
+            vm.enable_cap(&split).context("KVM_CAP_SPLIT_IRQCHIP")?;
+        }
+        let image = Image::of_this_program();
+        let slot = |slot, address, size, from, flags| {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags,
+                guest_phys_addr: address,
+                memory_size: size,
+                userspace_addr: from,
+            };
+            // SAFETY: The mappings live as long as the machine, and the image as the program.
+            unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+        };
+        slot(0, 0, RAM, memory.ram.address(), 0)?;
+        slot(SLOT_VMCB, VMCB, VMCB_SLOT, memory.vmcb.address(), 0)?;
+        slot(2, IMAGE, image.size, image.start, KVM_MEM_READONLY)?;
+        if xcr0(&cpuid) != 0 {
+            tables.cr4 |= 1 << 18;
+        }
+        let mut machine = Self {
+            vcpus: Vec::new(),
+            vm,
+            memory,
+            tables,
+        };
+        for index in 0..vcpus {
+            let vcpu = machine.vm.create_vcpu(index).context("KVM_CREATE_VCPU")?;
+            vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+            if xcr0(&cpuid) != 0 {
+                let mut xcrs = vcpu.get_xcrs().context("KVM_GET_XCRS")?;
+                xcrs.nr_xcrs = 1;
+                xcrs.xcrs[0].value = xcr0(&cpuid);
+                vcpu.set_xcrs(&xcrs).context("KVM_SET_XCRS")?;
+            }
+            machine.vcpus.push(vcpu);
+        }
+        Ok(machine)
+    }
+
+    /// Makes a vCPU begin with L1.
+    pub fn start(&self, vcpu: usize, l1: extern "C" fn() -> !) -> Result<()> {
+        start(&self.vcpus[vcpu], u64::try_from(vcpu)?, &self.tables, l1)
+    }
+
+    /// Runs the first vCPU until a guest says something that is no failure.
+    pub fn hear(&mut self) -> Result<Message> {
+        match run(&mut self.vcpus[0]) {
+            Stop::Said(message) => heard(message),
+            other => bail!("the guest stopped: expected a report, saw {other:?}"),
+        }
+    }
+
+    /// Lets the driver execute VMRUN once; the prepared state is that of its vmcb12.
+    ///
+    /// It must be about to report that it is ready, as it is at first and after this.
+    pub fn vmrun(&mut self) -> Result<()> {
+        self.ready()?;
+        self.exited()
+    }
+
+    /// Waits until the driver is about to execute VMRUN.
+    pub fn ready(&mut self) -> Result<()> {
+        let message = self.hear()?;
+        ensure!(
+            (message.kind, message.first) == (SAYS, driver::READY),
+            "expected L1 to be ready, saw {message:?}"
+        );
+        Ok(())
+    }
+
+    /// Waits until L2 has exited.
+    pub fn exited(&mut self) -> Result<()> {
+        let message = self.hear()?;
+        ensure!(
+            (message.kind, message.first) == (SAYS, driver::EXITED),
+            "expected an exit of L2, saw {message:?}"
+        );
+        Ok(())
+    }
+}
+
+/// Makes the vCPU with a number begin with L1.
+pub fn start(vcpu: &VcpuFd, index: u64, tables: &Tables, l1: extern "C" fn() -> !) -> Result<()> {
+    let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
+    let data = kvm_segment {
+        limit: u32::MAX,
+        selector: KERNEL_DATA,
+        type_: 3,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        selector: KERNEL_CODE,
+        type_: 11,
+        db: 0,
+        l: 1,
+        ..data
+    };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment {
+        base: TSS + index * TSS_STEP,
+        limit: 0x67,
+        selector: TASK,
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
+    (sregs.gdt.base, sregs.gdt.limit) = (GDT, 0xfff);
+    (sregs.idt.base, sregs.idt.limit) = (IDT, 0xfff);
+    sregs.cr0 = tables.cr0;
+    sregs.cr3 = tables.root;
+    sregs.cr4 = tables.cr4;
+    sregs.efer = tables.efer;
+    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+    let regs = kvm_regs {
+        rip: l1 as *const () as u64,
+        rsp: STACKS + index * STACKS_STEP + STACK - 8,
+        rflags: 2,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).context("KVM_SET_REGS")?;
+    set_msr(vcpu, MSR_VM_HSAVE_PA, HOST_SAVE + 0x1000 * index)
+}
+
+/// Fails if what a guest says is that something is wrong.
+pub fn heard(message: Message) -> Result<Message> {
+    let Message {
+        level,
+        kind,
+        first,
+        second,
+    } = message;
+    match kind {
+        DONE | SAYS => Ok(message),
+        WRONG => bail!("{level:?} found something wrong: {first:#x}, {second:#x}"),
+        EXCEPTION => bail!(
+            "{level:?} had an unexpected exception {first} at {}",
+            place(second)
+        ),
+        _ => bail!("{level:?} says {kind:#x}: {first:#x}, {second:#x}"),
+    }
+}
+
+/// Returns an address, relative to the program if it is in it.
+fn place(address: u64) -> String {
+    let image = Image::of_this_program();
+    match address.checked_sub(image.start) {
+        Some(offset) if offset < image.size => format!("the program + {offset:#x}"),
+        _ => format!("{address:#x}"),
+    }
+}
+
+/// Writes an MSR.
+pub fn set_msr(vcpu: &VcpuFd, index: u32, data: u64) -> Result<()> {
+    let entry = kvm_bindings::kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    let msrs = kvm_bindings::Msrs::from_entries(&[entry])?;
+    let written = vcpu.set_msrs(&msrs).context("KVM_SET_MSRS")?;
+    ensure!(written == 1, "KVM_SET_MSRS refuses {index:#x}");
+    Ok(())
+}
+
+/// Returns the components of state to enable: those up to AVX, 0 if there is no XSAVE.
+fn xcr0(cpuid: &CpuId) -> u64 {
+    let find = |function| {
+        let mut entries = cpuid.as_slice().iter();
+        entries.find(|entry| entry.function == function && entry.index == 0)
+    };
+    let has = find(1).is_some_and(|entry| entry.ecx >> 26 & 1 == 1);
+    let components = find(0xd).map_or(0, |entry| u64::from(entry.eax) & 7);
+    if has {
+        components
+    } else {
+        0
+    }
+}
+
+/// Returns whether KVM offers nested SVM to guests.
+pub fn usable(kvm: &Kvm) -> Result<bool> {
+    Ok(crate::offer::Offer::read(kvm)?.svm())
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page tables and descriptors: what a processor in 64-bit mode needs.
+
+use anyhow::{ensure, Result};
+
+use super::code;
+use super::layout::{
+    GDT, IDT, IMAGE, KERNEL_CODE, PAGE_TABLES, PAGE_TABLES_END, RAM, STACK, STACKS, STACKS_STEP,
+    TSS, TSS_STEP, VMCB, VMCB_SLOT,
+};
+use super::memory::GuestMemory;
+
+/// Present, writable, for all privilege levels, accessed, dirty.
+const ENTRY: u64 = 0x67;
+
+/// The entry is no table but a large page.
+const LARGE: u64 = 1 << 7;
+
+/// Bits of an entry that are its address.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// What the control registers contain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tables {
+    /// The page table of L1 and L2.
+    pub root: u64,
+    /// The nested page table of L1.
+    pub nested: u64,
+    /// CR0.
+    pub cr0: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.
+    pub efer: u64,
+}
+
+/// The image of this program.
+pub struct Image {
+    /// Where it begins.
+    pub start: u64,
+    /// Bytes, whole pages.
+    pub size: u64,
+}
+
+extern "C" {
+    // Defined by the linker.
+    static __executable_start: u8;
+    static _end: u8;
+}
+
+impl Image {
+    /// Returns where the image is.
+    pub fn of_this_program() -> Self {
+        let start = &raw const __executable_start as u64 & !0xfff;
+        let end = (&raw const _end as u64).next_multiple_of(0x1000);
+        Self {
+            start,
+            size: end - start,
+        }
+    }
+}
+
+/// Builds page tables.
+struct Builder<'a> {
+    memory: &'a GuestMemory,
+    next: u64,
+}
+
+impl Builder<'_> {
+    fn table(&mut self) -> Result<u64> {
+        let table = self.next;
+        ensure!(table < PAGE_TABLES_END, "too many page tables");
+        self.memory.fill(table, 0x1000, 0);
+        self.next += 0x1000;
+        Ok(table)
+    }
+
+    /// Maps a page whose entry is at `level`, 1 being the lowest.
+    fn map(&mut self, root: u64, from: u64, to: u64, level: u32) -> Result<()> {
+        let slot = |table: u64, level: u32| table + 8 * (from >> (3 + 9 * level) & 0x1ff);
+        let mut table = root;
+        for above in (level + 1..=4).rev() {
+            let slot = slot(table, above);
+            if self.memory.read::<u64>(slot) == 0 {
+                let below = self.table()?;
+                self.memory.write(slot, below | ENTRY);
+            }
+            table = self.memory.read::<u64>(slot) & ADDRESS;
+        }
+        let large = if level > 1 { LARGE } else { 0 };
+        self.memory.write(slot(table, level), to | ENTRY | large);
+        Ok(())
+    }
+
+    /// Maps all memory below the image to itself.
+    fn identity(&mut self, root: u64) -> Result<()> {
+        for page in (0..RAM).chain(VMCB..VMCB + VMCB_SLOT).step_by(0x1000) {
+            self.map(root, page, page, 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes page tables and descriptors for `vcpus` processors.
+pub fn write(memory: &GuestMemory, image: &Image, vcpus: u64) -> Result<Tables> {
+    ensure!(
+        image.start >= IMAGE,
+        "the program must be position-independent"
+    );
+    let mut builder = Builder {
+        memory,
+        next: PAGE_TABLES,
+    };
+    let root = builder.table()?;
+    builder.identity(root)?;
+    for offset in (0..image.size).step_by(0x1000) {
+        builder.map(root, image.start + offset, IMAGE + offset, 1)?;
+    }
+    let nested = builder.table()?;
+    builder.identity(nested)?;
+    for offset in (0..image.size).step_by(0x20_0000) {
+        builder.map(nested, IMAGE + offset, IMAGE + offset, 2)?;
+    }
+    descriptors(memory, vcpus);
+    Ok(Tables {
+        root,
+        nested,
+        // PE, MP, ET, NE, WP, PG.
+        cr0: 0x8001_0033,
+        // PAE, OSFXSR, OSXMMEXCPT.
+        cr4: 0x620,
+        // SCE, LME, LMA, NXE, SVME.
+        efer: 0x1d01,
+    })
+}
+
+/// Writes descriptors of segments, tasks and interrupts.
+fn descriptors(memory: &GuestMemory, vcpus: u64) {
+    let segments = [
+        0u64,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00af_fb00_0000_ffff,
+        0x00cf_f300_0000_ffff,
+    ];
+    for (address, segment) in (GDT..).step_by(8).zip(segments) {
+        memory.write(address, segment);
+    }
+    for vcpu in 0..vcpus {
+        let tss = TSS + vcpu * TSS_STEP;
+        let stacks = STACKS + vcpu * STACKS_STEP;
+        // The third and the fourth stack are for exceptions of L1 and L2.
+        for (offset, stack) in [(0x04, 3), (0x24, 3), (0x2c, 4)] {
+            let top = stacks + stack * STACK;
+            memory.write(tss + offset, u32::try_from(top).unwrap());
+            memory.write(tss + offset + 4, 0u32);
+        }
+        memory.write(tss + 0x66, 0x68u16);
+    }
+    for level in 0..2 {
+        for vector in 0..32 {
+            let handler = code::exception_stub(level, vector);
+            let gate = IDT + 0x1000 * level + 16 * vector;
+            // A present interrupt gate, for INT3 at all privilege levels, with a stack.
+            let attributes = 0xee00 | (1 + level);
+            let low = handler & 0xffff
+                | u64::from(KERNEL_CODE) << 16
+                | attributes << 32
+                | (handler >> 16 & 0xffff) << 48;
+            memory.write(gate, low);
+            memory.write(gate + 8, handler >> 32);
+        }
+    }
+}
