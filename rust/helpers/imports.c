@@ -6,16 +6,14 @@
  * they can be loaded where there are none, and say so. Variables, which don't
  * change any more once a vendor module is loaded, are copied.
  */
-#include <linux/static_call.h>
-#include "nested_provider.h"
+#include "imports.h"
 #include "helpers.h"
 
-#define KVM_NESTED_FUNCTION(func)						\
-	extern const struct kvm_nested_##func kvm_nested_##func __weak;	\
-	DECLARE_STATIC_CALL(import_##func, func)
-#define KVM_NESTED_VARIABLE(var) \
-	extern const struct kvm_nested_##var kvm_nested_##var __weak
-#include "nested_imports.h"
+bool allow_smaller_maxphyaddr;
+bool enable_apicv;
+struct kvm_caps kvm_caps;
+u32 kvm_cpu_caps[NR_KVM_CPU_CAPS];
+struct kvm_host_values kvm_host;
 
 /* Enabled: whether a vCPU has an APIC is looked up each time. */
 DEFINE_STATIC_KEY_FALSE(kvm_has_noapic_vcpu);
@@ -29,7 +27,7 @@ bool nested_helper_import(void)
 #define KVM_NESTED_FUNCTION(func) \
 	static_call_update(import_##func, kvm_nested_##func.target)
 #define KVM_NESTED_VARIABLE(var) \
-	memcpy(&var, kvm_nested_##var.target, sizeof(var))
+	memcpy(&(var), kvm_nested_##var.target, sizeof(var))
 #include "nested_imports.h"
 
 	static_branch_enable(&kvm_has_noapic_vcpu);
