@@ -3,43 +3,33 @@
 //! A KVM without nested code of its own: there is no nested virtualization, and KVM says so.
 
 use anyhow::{ensure, Result};
-use rustix::io::Errno;
 use selftests::expect;
 use selftests::kmsg::Log;
 use selftests::tap::Point;
 use selftests::vm::{self, Vm};
 
-use crate::host::{Host, Vendor};
+use crate::host::Host;
 
 /// The tests.
 pub fn points(host: &Host) -> Vec<Point<Host>> {
     let names = host.names();
     let (ours, kvm) = (names.ours_file, names.kvm_file);
-    let mut points = vec![
+    vec![
         Point::new(
             format!("{kvm} says which module gives it nested virtualization"),
             says,
         ),
         Point::new("no nested virtualization is offered to guests", offers_none),
         Point::new("a VM runs, without nested virtualization", runs),
-    ];
-    points.extend(match host.vendor {
-        Vendor::Amd => vec![
-            Point::new(
-                format!("{ours} gives nested virtualization, and takes it away"),
-                attaches,
-            ),
-            Point::new(
-                format!("a VM that is older than {ours} does not get it"),
-                comes_late,
-            ),
-        ],
-        Vendor::Intel => vec![Point::new(
-            format!("{ours} is refused as long as it builds on KVM's own code"),
-            refused,
-        )],
-    });
-    points
+        Point::new(
+            format!("{ours} gives nested virtualization, and takes it away"),
+            attaches,
+        ),
+        Point::new(
+            format!("a VM that is older than {ours} does not get it"),
+            comes_late,
+        ),
+    ]
 }
 
 fn says(host: &Host) -> Result<()> {
@@ -68,13 +58,6 @@ fn runs(host: &Host) -> Result<()> {
     let mut vm = Vm::new(&vm::open()?)?;
     vm.work()?;
     expect("the VM can nest", vm.can_nest()?, false)
-}
-
-fn refused(host: &Host) -> Result<()> {
-    host.load_kvm("")?;
-    host.refused(host.vendor, Errno::OPNOTSUPP, "CONFIG_KVM_NESTED_BUILTIN")?;
-    host.offers_no_nesting(&host.offer()?)?;
-    host.vm_runs()
 }
 
 fn attaches(host: &Host) -> Result<()> {
