@@ -496,11 +496,16 @@ fn give_up(vmx: &mut VmxVcpu, origin: Origin) {
 }
 
 /// Maps the pages of L1 that a restored state refers to; returns whether that succeeded.
+///
+/// L2 does not run before it has: what vmcs02 refers to meanwhile is not L1's any more.
 pub(crate) fn load_state_pages(vmx: &mut VmxVcpu) -> bool {
-    if hyperv::map_restored(vmx).is_err() {
-        return false;
+    let is_ready =
+        hyperv::map_restored(vmx).is_ok() && (!vmx.is_guest_mode() || load_pages(vmx).is_ok());
+
+    if !is_ready {
+        vmx.request_state_pages();
     }
-    !vmx.is_guest_mode() || load_pages(vmx).is_ok()
+    is_ready
 }
 
 fn load_pages(vmx: &mut VmxVcpu) -> Result {

@@ -373,13 +373,22 @@ fn raise_requested_interrupt(vmx: &mut VmxVcpu, vector: u8) {
     }
 }
 
+/// Why KVM asks for events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It would inject them.
+    Injection,
+    /// They would wake the vCPU up.
+    Wakeup,
+}
+
 /// Returns whether there is an event for L1 or L2 that KVM has to do something about.
-pub(crate) fn has_events(vmx: &mut VmxVcpu, for_injection: bool) -> bool {
+pub(crate) fn has_events(vmx: &mut VmxVcpu, purpose: Purpose) -> bool {
     if timer_has_expired(vmx) || vmx.nested().mtf_pending {
         return true;
     }
     // Virtual interrupts are delivered by the processor.
-    if for_injection
+    if purpose == Purpose::Injection
         || !vmx.vmcs12().secondary().virtual_interrupt_delivery()
         || vmx.l2_blocks_interrupts()
     {

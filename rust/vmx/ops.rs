@@ -9,7 +9,10 @@ use crate::{
         self,
         Refused, //
     },
-    events,
+    events::{
+        self,
+        Purpose, //
+    },
     exit,
     hyperv,
     instruction::{
@@ -290,8 +293,14 @@ unsafe extern "C" fn is_exception_vmexit(
 ///
 /// As all ops.
 unsafe extern "C" fn has_events(vcpu: *mut bindings::kvm_vcpu, for_injection: bool) -> bool {
+    let purpose = if for_injection {
+        Purpose::Injection
+    } else {
+        Purpose::Wakeup
+    };
+
     // SAFETY: By the requirements of this function.
-    events::has_events(unsafe { VmxVcpu::from_raw(vcpu) }, for_injection)
+    events::has_events(unsafe { VmxVcpu::from_raw(vcpu) }, purpose)
 }
 
 /// Writes an address of L2 to L1's log of dirty pages; returns whether the log is full.
