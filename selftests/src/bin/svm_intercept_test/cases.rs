@@ -212,16 +212,16 @@ pub fn points() -> Vec<Point<Fixture>> {
             |memory| set_rax(memory, 0x400), [Finished];
         "a read of DR0": l2_read_dr0, exit::READ_DR0, |_| (), [Finished];
         "a read of DR7": l2_read_dr7, exit::READ_DR0 + 7, |_| (), [Finished];
-        "#UD": l2_ud2, exit::EXCEPTION + 6, |_| (), [Exception(6)];
-        "#BP": l2_int3, exit::EXCEPTION + 3, |_| (), [Exception(3)];
-        "#DE": l2_div, exit::EXCEPTION, |_| (), [Exception(0)];
-        "#GP": l2_load, exit::EXCEPTION + 13,
+        "exception UD": l2_ud2, exit::EXCEPTION + 6, |_| (), [Exception(6)];
+        "exception BP": l2_int3, exit::EXCEPTION + 3, |_| (), [Exception(3)];
+        "exception DE": l2_div, exit::EXCEPTION, |_| (), [Exception(0)];
+        "exception GP": l2_load, exit::EXCEPTION + 13,
             |memory| set_rax(memory, NOT_CANONICAL), [Exception(13)];
-        "#PF": l2_load, exit::EXCEPTION + 14,
+        "exception PF": l2_load, exit::EXCEPTION + 14,
             |memory| set_rax(memory, NOT_MAPPED), [Exception(14)];
     };
     points.push(Point::new(
-        "#PF that is intercepted tells its address and error",
+        "exception PF that is intercepted tells its address and error",
         |fixture| {
             let info = fixture.exits(l2_load, exit::EXCEPTION + 14, |memory| {
                 set_rax(memory, NOT_MAPPED);
