@@ -81,6 +81,8 @@ fields! {
 
 /// Exit codes, which are the bits of intercepts, too.
 pub mod exit {
+    /// CR0 is read; the others follow.
+    pub const READ_CR0: u64 = 0;
     /// CR0 is written; the others follow.
     pub const WRITE_CR0: u64 = 0x10;
     /// DR0 is read; the others follow.

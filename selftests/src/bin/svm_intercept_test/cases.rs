@@ -7,7 +7,7 @@ use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, REGISTERS};
 use selftests::guest::machine::Stop;
 use selftests::guest::vmcb::{self, exit};
 use selftests::guest::GuestMemory;
-use selftests::tap::Point;
+use selftests::tap::{Point, Skip};
 use selftests::{expect, guest_code};
 
 use crate::{Code, Fixture, Ran};
@@ -92,7 +92,33 @@ struct Case {
     halts: usize,
 }
 
+/// Intercepts that QEMU does not check, and the one that it checks instead: a processor that does
+/// this proves that the intercept is not lost on the way to it.
+const MISTAKEN: [(u64, u64); 3] = [
+    (exit::RDTSCP, exit::RDTSC),
+    (exit::READ_CR0 + 3, exit::READ_CR0),
+    (exit::READ_CR0 + 4, exit::READ_CR0),
+];
+
+/// Skips a case if the processor takes its intercept for another one.
+fn skip_mistaken(fixture: &Fixture, case: &Case) -> Result<()> {
+    let mistaken = MISTAKEN.iter().find(|(right, _)| *right == case.intercept);
+    if let Some(&(right, checked)) = mistaken {
+        let (ran, _) = fixture.run(case.code, |memory| {
+            (case.prepare)(memory);
+            vmcb::set_intercept(memory, checked);
+        })?;
+        if ran == Ran::Exit(checked) {
+            let reason =
+                format!("the processor checks intercept {checked:#x} instead of {right:#x}");
+            return Err(Skip(reason).into());
+        }
+    }
+    Ok(())
+}
+
 fn both(fixture: &Fixture, case: &Case) -> Result<()> {
+    skip_mistaken(fixture, case)?;
     let Case {
         code,
         intercept,
@@ -178,24 +204,24 @@ pub fn points() -> Vec<Point<Fixture>> {
             |memory| same_as(memory, vmcb::CR3), [Finished];
         "a write to CR4": l2_write_cr4, exit::WRITE_CR0 + 4,
             |memory| same_as(memory, vmcb::CR4), [Finished];
-        "a read of CR0": l2_read_cr0, 0, |_| (), [Finished];
-        "a read of CR3": l2_read_cr3, 3, |_| (), [Finished];
-        "a read of CR4": l2_read_cr4, 4, |_| (), [Finished];
+        "a read of CR0": l2_read_cr0, exit::READ_CR0, |_| (), [Finished];
+        "a read of CR3": l2_read_cr3, exit::READ_CR0 + 3, |_| (), [Finished];
+        "a read of CR4": l2_read_cr4, exit::READ_CR0 + 4, |_| (), [Finished];
         "a write to DR0": l2_write_dr0, exit::WRITE_DR0, |_| (), [Finished];
         "a write to DR7": l2_write_dr7, exit::WRITE_DR0 + 7,
             |memory| set_rax(memory, 0x400), [Finished];
         "a read of DR0": l2_read_dr0, exit::READ_DR0, |_| (), [Finished];
         "a read of DR7": l2_read_dr7, exit::READ_DR0 + 7, |_| (), [Finished];
-        "#UD": l2_ud2, exit::EXCEPTION + 6, |_| (), [Exception(6)];
-        "#BP": l2_int3, exit::EXCEPTION + 3, |_| (), [Exception(3)];
-        "#DE": l2_div, exit::EXCEPTION, |_| (), [Exception(0)];
-        "#GP": l2_load, exit::EXCEPTION + 13,
+        "exception UD": l2_ud2, exit::EXCEPTION + 6, |_| (), [Exception(6)];
+        "exception BP": l2_int3, exit::EXCEPTION + 3, |_| (), [Exception(3)];
+        "exception DE": l2_div, exit::EXCEPTION, |_| (), [Exception(0)];
+        "exception GP": l2_load, exit::EXCEPTION + 13,
             |memory| set_rax(memory, NOT_CANONICAL), [Exception(13)];
-        "#PF": l2_load, exit::EXCEPTION + 14,
+        "exception PF": l2_load, exit::EXCEPTION + 14,
             |memory| set_rax(memory, NOT_MAPPED), [Exception(14)];
     };
     points.push(Point::new(
-        "#PF that is intercepted tells its address and error",
+        "exception PF that is intercepted tells its address and error",
         |fixture| {
             let info = fixture.exits(l2_load, exit::EXCEPTION + 14, |memory| {
                 set_rax(memory, NOT_MAPPED);

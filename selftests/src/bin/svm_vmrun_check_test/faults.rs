@@ -25,26 +25,31 @@ const GP: u64 = 13;
 pub fn points() -> Vec<Point<Fixture>> {
     vec![
         Point::new(
-            "VMRUN with an address within a page raises #GP",
+            "VMRUN with an address within a page raises exception GP",
             |fixture| raises(fixture, &[GP], |machine| at(machine, VMCB + 8)),
         ),
-        Point::new("VMRUN with the last address raises #GP", |fixture| {
-            raises(fixture, &[GP], |machine| at(machine, !0xfff))
-        }),
-        Point::new("VMRUN beyond the address width raises #GP", |fixture| {
-            raises(fixture, &[GP], |machine| at(machine, 1 << 52))
-        }),
-        Point::new("VMRUN at CPL 3 raises #GP", |fixture| {
+        Point::new(
+            "VMRUN with the last address raises exception GP",
+            |fixture| raises(fixture, &[GP], |machine| at(machine, !0xfff)),
+        ),
+        Point::new(
+            "VMRUN beyond the address width raises exception GP",
+            |fixture| raises(fixture, &[GP], |machine| at(machine, 1 << 52)),
+        ),
+        Point::new("VMRUN at CPL 3 raises exception GP", |fixture| {
             raises(fixture, &[GP], user)
         }),
-        Point::new("VMRUN without EFER.SVME raises #UD", |fixture| {
+        Point::new("VMRUN without EFER.SVME raises exception UD", |fixture| {
             raises(fixture, &[UD], without_svme)
         }),
-        Point::new("VMRUN without a host-save area raises #GP", |fixture| {
-            raises(fixture, &[GP], |machine| {
-                set_msr(&machine.vcpus[0], MSR_VM_HSAVE_PA, 0)
-            })
-        }),
+        Point::new(
+            "VMRUN without a host-save area raises exception GP",
+            |fixture| {
+                raises(fixture, &[GP], |machine| {
+                    set_msr(&machine.vcpus[0], MSR_VM_HSAVE_PA, 0)
+                })
+            },
+        ),
         Point::new(
             "VMRUN with no memory at its address goes to user space",
             nowhere,
