@@ -192,13 +192,7 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
                 }
                 let runs = [("patched", c), ("ours", patched), ("ours-alone", bare)];
                 if vendor == Vendor::Amd {
-                    guests(
-                        &mut track,
-                        c,
-                        &[("ours", patched), ("ours-alone", bare)],
-                        &target,
-                        guest_tests,
-                    );
+                    guests(&mut track, c, &[("ours", patched)], &target, guest_tests);
                 }
                 for engine in selftest_engines(vendor, target.engine) {
                     let target = Target { engine, ..target };
