@@ -41,9 +41,10 @@ pub fn exits(counters: &[Counters], level: u8) -> Vec<(String, Exits)> {
         .filter(|counters| counters.level == level && counters.file.ends_with("/exits"));
     for line in files.flat_map(|counters| counters.text.lines()) {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if let [name, host, guest] = words[..]
-            && let (Ok(host), Ok(guest)) = (host.parse::<u64>(), guest.parse::<u64>())
-        {
+        let [name, host, guest] = words[..] else {
+            continue;
+        };
+        if let (Ok(host), Ok(guest)) = (host.parse::<u64>(), guest.parse::<u64>()) {
             let sum = sums.entry(name).or_default();
             sum.host += host;
             sum.guest += guest;
