@@ -4,12 +4,13 @@
 
 pub mod guest;
 pub mod harness;
+pub mod jobs;
+pub mod kept;
 pub mod lifecycle;
 pub mod nested;
 pub mod report;
 pub mod selftests;
 pub mod shell;
-pub mod stock;
 pub mod suites;
 pub mod workload;
 
