@@ -23,7 +23,8 @@ use crate::tap::Verdict;
 use super::harness::{self, PLANTS};
 use super::jobs::Jobs;
 use super::kept::Once;
-use super::{Bench, Levels, Provider, guest, lifecycle, nested, selftests, vendor_name, workload};
+use super::tools::Tools;
+use super::{Bench, Levels, Provider, guest, lifecycle, nested, selftests, vendor_name};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -156,7 +157,7 @@ struct Ground {
     bare: Bench,
     module_tests: PathBuf,
     guest_tests: PathBuf,
-    workload: PathBuf,
+    tools: Tools,
     upstream: Selftests,
     upstream_tests: Vec<selftests::Test>,
 }
@@ -178,7 +179,7 @@ impl Ground {
             bare: Bench::prepare(cache, options, Variant::NoBuiltin, Provider::Ours)?,
             module_tests: lifecycle::build(cache)?,
             guest_tests: guest::build(cache)?,
-            workload: workload::build(cache)?,
+            tools: Tools::build(cache)?,
             upstream_tests: selftests::list(&upstream.dir)?,
             stock,
             patched,
@@ -200,7 +201,7 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
     jobs.add(label("harness"), move |suite| plants(suite, c, &target));
     jobs.add(label("L0, L1, L2"), move |suite| {
         for (name, bench) in [("C", c), ("ours", patched)] {
-            levels(suite, name, bench, &target, &ground.workload);
+            levels(suite, name, bench, &target, &ground.tools);
         }
         Ok(())
     });
@@ -295,18 +296,12 @@ fn life_cycle(
 }
 
 /// Boots the chain of levels with one provider.
-fn levels(
-    suite: &mut Suite,
-    name: &str,
-    bench: &Bench,
-    target: &Target,
-    workload: &std::path::Path,
-) {
+fn levels(suite: &mut Suite, name: &str, bench: &Bench, target: &Target, tools: &Tools) {
     let levels = Levels {
         last: 2,
         paging: Paging::Nested,
     };
-    let chain = match nested::chain(bench, target, levels, workload) {
+    let chain = match nested::chain(bench, target, levels, tools) {
         Ok(chain) => chain,
         Err(error) => return suite.broke(&error.context(name.to_owned())),
     };
