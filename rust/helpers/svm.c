@@ -119,6 +119,16 @@ bool nested_helper_svm_vnmi(void)
 	return vnmi;
 }
 
+bool nested_helper_svm_flush_by_asid(void)
+{
+	return cpu_feature_enabled(X86_FEATURE_FLUSHBYASID);
+}
+
+bool nested_helper_svm_is_sev_guest(struct kvm_vcpu *vcpu)
+{
+	return is_sev_guest(vcpu);
+}
+
 bool nested_helper_svm_gif(struct vcpu_svm *svm)
 {
 	return gif_set(svm);
