@@ -65,8 +65,8 @@ pub(crate) fn enter(svm: &mut SvmVcpu, control12: &Control12) {
     };
     let cpu = svm.fields().nested.vmcb02.cpu;
 
-    svm.flush_for_hyperv();
     svm.address_spaces().enter(request, cpu).carry_out(svm);
+    flush_at_transition(svm);
 }
 
 impl Machine for SvmVcpu {
@@ -114,17 +114,22 @@ pub(crate) fn leave(svm: &mut SvmVcpu) {
         assigned,
         tlb_control,
     });
+    flush_at_transition(svm);
+}
 
+/// Flushes for the guest that is entered, if its ASID is not enough.
+fn flush_at_transition(svm: &mut SvmVcpu) {
+    svm.flush_for_hyperv();
     // SAFETY: By the invariants of `SvmVcpu`.
-    if unsafe { bindings::nested_helper_svm_is_sev_guest(svm.as_ptr()) } {
-        // All VMCBs of such a VM have the same ASID. L2 gets a flush as one that has none.
-        svm.flush_l1();
+    if unsafe { bindings::nested_helper_svm_transitions_flush(svm.raw()) } {
+        svm.request_tlb_flush();
     }
 }
 
 /// Forgets all ASIDs of L2: the vCPU is about to switch to vmcb01, without an exit.
 pub(crate) fn forget(svm: &mut SvmVcpu) {
     svm.address_spaces().forget();
+    flush_at_transition(svm);
 }
 
 /// Flushes what KVM does not when it flushes the ASID of the current VMCB.

@@ -358,7 +358,6 @@ fn restore_l1(svm: &mut SvmVcpu) {
     svm.with_arch(|arch| arch.dr7 = DR7_FIXED as usize);
     svm.update_dr7();
 
-    svm.flush_for_hyperv();
     mmu::leave_nested_paging(svm);
     if let Err(IllegalCr3) = mmu::load_cr3(svm, cr3, Pdptrs::Load) {
         // L1 has destroyed its own page tables: the processor would shut down.

@@ -130,7 +130,8 @@ fn moved(fixture: &Fixture) -> Result<()> {
     let mut machine = machine(fixture, 1, 0)?;
     let memory = machine.memory.clone();
     let mut random = Random::new(fixture.seed);
-    let mut interrupt = move || signal::after(Duration::from_micros(500 + random.below(3000)));
+    // Time enough for the pages to be mapped again, even where that is slow.
+    let mut interrupt = move || signal::after(Duration::from_millis(30 + random.below(70)));
     interrupt()?;
     let result = finish(&mut machine.vcpus[0], || {
         memory.ram.replace()?;
@@ -182,7 +183,7 @@ fn main() -> ExitCode {
     let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default);
     let fixture = Fixture {
         kvm,
-        runs: number(0, 20_000),
+        runs: number(0, 5_000),
         seed: number(1, 1),
     };
     let points = [
