@@ -6,6 +6,7 @@
 //! whether it is legal; [`merge`] makes of it, and of what L0 needs, what L2 runs with. When L2
 //! exits, [`route`] says who gets the exit, and [`exit`] writes vmcb12.
 
+pub mod asid;
 pub mod bits;
 pub mod capability;
 pub mod check;

@@ -50,8 +50,19 @@ pub mod erap {
     pub const CLEAR_RAP: u8 = 1 << 1;
 }
 
-/// The bits of `tlb_ctl` that exist.
-pub const TLB_CONTROL: u8 = 7;
+/// Values of `tlb_ctl` (APM, "TLB Control").
+pub mod tlb {
+    /// The bits that exist.
+    pub const MASK: u8 = 7;
+    /// Nothing is flushed.
+    pub const NOTHING: u8 = 0;
+    /// The translations of all ASIDs are flushed, those of the host included.
+    pub const ALL: u8 = 1;
+    /// Those of the guest's ASID are flushed.
+    pub const ASID: u8 = 3;
+    /// Those of the guest's ASID that are not global are flushed.
+    pub const NON_GLOBAL: u8 = 7;
+}
 
 /// The bits of `event_inj` that exist.
 pub const EVENT_INJECTION: u32 = 0x8000_0fff;

@@ -129,7 +129,6 @@ pub fn load_control(
     to.iopm_base_pa = l0.iopm_base_pa;
     to.msrpm_base_pa = l0.msrpm_base_pa;
     to.mark_dirty(Group::PermissionMaps);
-    to.tlb_ctl = 0;
 
     to.int_ctl = merge_interrupt_control(vmcb01, &control, host, cpu);
     to.int_vector = control.int_vector;

@@ -191,6 +191,7 @@ pub fn ports_are_intercepted(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::svm::testing::noise;
 
     /// L1's memory, with a map at its start.
     struct Memory(Vec<u8>);
@@ -212,17 +213,6 @@ mod tests {
 
     fn bit_of(map: &MsrMap, bit: u32) -> bool {
         map[bit as usize / 64] >> (bit % 64) & 1 != 0
-    }
-
-    /// Numbers that look random, the same in each run.
-    fn noise(seed: u64) -> impl FnMut() -> u64 {
-        let mut state = seed | 1;
-        move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        }
     }
 
     #[test]

@@ -120,3 +120,14 @@ pub(super) fn vmcb01() -> Vmcb01 {
 pub(super) fn vmcb02() -> Vmcb02 {
     Vmcb02(vmcb())
 }
+
+/// Numbers that look random, the same in each run.
+pub(super) fn noise(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
+}

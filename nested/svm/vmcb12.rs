@@ -5,7 +5,7 @@
 use core::mem::offset_of;
 
 use super::{
-    bits::{interrupt, misc, misc2, EVENT_INJECTION, TLB_CONTROL},
+    bits::{interrupt, misc, misc2, tlb, EVENT_INJECTION},
     intercept::{Intercept, Intercepts},
     vmcb::{Enlightenments, Group, Segment, Vmcb},
     Feature, VirtualCpu,
@@ -181,7 +181,7 @@ impl Control12 {
         self.msrpm_base_pa = Gpa::from_raw(load!(page, control.msrpm_base_pa)).page();
         self.tsc_offset = load!(page, control.tsc_offset);
         self.asid = load!(page, control.asid);
-        self.tlb_ctl = u8::load(page, offset_of!(Vmcb, control.tlb_ctl)) & TLB_CONTROL;
+        self.tlb_ctl = u8::load(page, offset_of!(Vmcb, control.tlb_ctl)) & tlb::MASK;
         self.erap_ctl = load!(page, control.erap_ctl);
         self.int_ctl = load!(page, control.int_ctl);
         self.int_vector = u32::load(page, offset_of!(Vmcb, control.int_vector)) & 0xff;
@@ -289,6 +289,13 @@ impl Control12 {
     #[inline]
     pub const fn is_dirty(&self, group: Group) -> bool {
         self.clean & group.bit() == 0
+    }
+
+    /// Returns whether the host handles L2's hypercalls that flush.
+    #[inline]
+    pub fn direct_flush(&self, cpu: &impl VirtualCpu) -> bool {
+        cpu.uses_hyperv()
+            && self.enlightenments.control & Enlightenments::NESTED_FLUSH_HYPERCALL != 0
     }
 
     /// Returns whether L1 vouches that the MSR permission map is as it was.

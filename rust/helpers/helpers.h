@@ -235,6 +235,8 @@ bool nested_helper_svm_guest_has_vnmi(struct kvm_vcpu *vcpu);
 bool nested_helper_svm_guest_has_xsave(struct kvm_vcpu *vcpu);
 bool nested_helper_svm_intercept_smi(void);
 bool nested_helper_svm_vnmi(void);
+bool nested_helper_svm_flush_by_asid(void);
+bool nested_helper_svm_transitions_flush(struct vcpu_svm *svm);
 bool nested_helper_svm_gif(struct vcpu_svm *svm);
 void nested_helper_svm_set_gif(struct vcpu_svm *svm, bool gif);
 void nested_helper_svm_switch_vmcb(struct vcpu_svm *svm, struct kvm_vmcb_info *vmcb);

@@ -119,6 +119,27 @@ bool nested_helper_svm_vnmi(void)
 	return vnmi;
 }
 
+bool nested_helper_svm_flush_by_asid(void)
+{
+	return cpu_feature_enabled(X86_FEATURE_FLUSHBYASID);
+}
+
+/*
+ * Returns whether a transition between L1 and L2 has to flush, whatever ASIDs
+ * they have: all VMCBs of an SEV guest have the same, and Hyper-V flushes the
+ * nested page tables that the vCPU is using, not those that it has used.
+ */
+bool nested_helper_svm_transitions_flush(struct vcpu_svm *svm)
+{
+#if IS_ENABLED(CONFIG_HYPERV)
+	const struct hv_vmcb_enlightenments *hve = &svm->vmcb01.ptr->control.hv_enlightenments;
+
+	if (hve->hv_enlightenments_control.enlightened_npt_tlb)
+		return true;
+#endif
+	return is_sev_guest(&svm->vcpu);
+}
+
 bool nested_helper_svm_gif(struct vcpu_svm *svm)
 {
 	return gif_set(svm);

@@ -3,6 +3,7 @@
 //! Entry of L2: `VMRUN`, and what resumes L2 otherwise.
 
 use crate::{
+    address_space,
     exit,
     mmu::{
         self,
@@ -228,7 +229,7 @@ fn load_control(svm: &mut SvmVcpu, control12: Checked<'_, Control12>) {
         RunPending::Yes | RunPending::Restored => Start::Vmrun,
     };
 
-    mmu::flush_at_transition(svm);
+    address_space::enter(svm, &control12);
     svm.enter_guest_mode();
     svm.switch_performance_counters(When::Now);
 

@@ -3,6 +3,7 @@
 //! Exits of L2: who gets them, and how L1 gets one.
 
 use crate::{
+    address_space,
     entry::share_state,
     mmu::{
         self,
@@ -165,6 +166,7 @@ pub(crate) fn reflect(svm: &mut SvmVcpu) {
         parts.vmcb01.0.control.erap_ctl |= erap::CLEAR_RAP;
     }
     svm.isolate_branch_prediction();
+    address_space::leave(svm);
     svm.switch_to_vmcb01();
 
     if !svm.control12().intercepts.contains(Intercept::INTR) {
@@ -356,7 +358,6 @@ fn restore_l1(svm: &mut SvmVcpu) {
     svm.with_arch(|arch| arch.dr7 = DR7_FIXED as usize);
     svm.update_dr7();
 
-    mmu::flush_at_transition(svm);
     mmu::leave_nested_paging(svm);
     if let Err(IllegalCr3) = mmu::load_cr3(svm, cr3, Pdptrs::Load) {
         // L1 has destroyed its own page tables: the processor would shut down.
@@ -372,6 +373,7 @@ pub(crate) fn leave(svm: &mut SvmVcpu) {
         svm.leave_guest_mode();
         // The vCPU may not be loaded: its counters follow when it runs.
         svm.switch_performance_counters(When::Later);
+        address_space::forget(svm);
         svm.switch_to_vmcb01();
         mmu::leave_nested_paging(svm);
         svm.current_vmcb().control.clean = 0;

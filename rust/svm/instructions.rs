@@ -2,9 +2,12 @@
 
 //! SVM instructions of L1, other than `VMRUN`.
 
-use crate::vcpu::{
-    Gif,
-    SvmVcpu, //
+use crate::{
+    address_space,
+    vcpu::{
+        Gif,
+        SvmVcpu, //
+    }, //
 };
 use kernel::ffi::c_int;
 use kvm::{
@@ -99,8 +102,7 @@ pub(crate) fn invlpga(svm: &mut SvmVcpu) -> c_int {
 
     // SAFETY: By the invariants of `SvmVcpu`.
     unsafe { bindings::nested_helper_svm_trace_invlpga(svm.raw(), asid, address as u64) };
-    // L1's ASIDs of L2 are all flushed at each transition: L1's own is what is left.
-    svm.invalidate_page(address);
+    address_space::invalidate_page(svm, asid, address);
     svm.skip_instruction()
 }
 

@@ -95,15 +95,6 @@ pub(crate) fn load_pdptrs(svm: &mut SvmVcpu, cr3: u64) -> Result<(), IllegalCr3>
     Ok(())
 }
 
-/// Makes the vCPU drop translations of the guest that it leaves.
-///
-/// L1 and L2 share an ASID, so that neither may find a translation of the other.
-pub(crate) fn flush_at_transition(svm: &mut SvmVcpu) {
-    svm.flush_for_hyperv();
-    svm.request_mmu_sync();
-    svm.request_tlb_flush();
-}
-
 /// Called by KVM's walker of nested page tables: returns CR3 of the tables.
 ///
 /// # Safety

@@ -15,6 +15,7 @@ use nested::svm::capability::{
     Words, //
 };
 
+mod address_space;
 mod entry;
 mod events;
 mod exit;

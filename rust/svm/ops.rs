@@ -3,6 +3,7 @@
 //! The entry points from KVM and kvm-amd.
 
 use crate::{
+    address_space,
     entry,
     events,
     exit,
@@ -68,6 +69,7 @@ pub(crate) fn build(module: &ThisModule) -> bindings::svm_nested_ops {
         exit_handled: Some(exit_handled),
         vmexit: Some(vmexit),
         update_tsc_ratio_msr: Some(update_tsc_ratio_msr),
+        flush_tlb: Some(flush_tlb),
         leave_smm: Some(leave_smm),
         handle_vmrun: Some(handle_vmrun),
         handle_vmload: Some(handle_vmload),
@@ -158,6 +160,7 @@ ops! {
 
         sync_control(&mut control12, parts.vmcb02, parts.cpu);
         *svm.control12_mut() = control12;
+        svm.address_spaces().note_run();
     }
 
     /// Called after each exit of L2 that the processor has reported: returns who gets it.
@@ -192,6 +195,11 @@ ops! {
     /// L1 has written its TSC ratio while L2 is active.
     fn update_tsc_ratio_msr(svm: from_vcpu(bindings::kvm_vcpu)) {
         entry::update_tsc_ratio(svm);
+    }
+
+    /// KVM flushes the ASID of the current VMCB: flushes the others.
+    fn flush_tlb(svm: from_raw(bindings::vcpu_svm)) {
+        address_space::flush_others(svm);
     }
 
     /// L1 has executed `VMRUN`.

@@ -3,6 +3,7 @@
 //! The nested state of a vCPU: its pages, and how user space saves and restores it.
 
 use crate::{
+    address_space,
     entry,
     exit,
     vcpu::{
@@ -31,6 +32,7 @@ use kvm::{
 use nested::{
     address::Gpa,
     svm::{
+        asid::AddressSpaces,
         bits::register::{
             CR0_CD,
             CR0_NW,
@@ -72,6 +74,16 @@ pub(crate) fn allocate(svm: &mut SvmVcpu) -> Result {
         return Err(ENOMEM);
     }
 
+    let Ok(spaces) = address_space::allocate() else {
+        // SAFETY: Both were allocated above, and nothing refers to them.
+        unsafe {
+            bindings::nested_helper_svm_free_msr_map(map);
+            bindings::nested_helper_svm_free_vmcb(vmcb02);
+        }
+        return Err(ENOMEM);
+    };
+
+    nested.provider_data = KBox::into_raw(spaces).cast();
     nested.vmcb02.ptr = vmcb02;
     nested.vmcb02.pa = address;
     nested.vmcb02.cpu = -1;
@@ -92,11 +104,13 @@ pub(crate) fn free(svm: &mut SvmVcpu) {
     }
 
     let nested = &mut svm.fields().nested;
-    // SAFETY: Both were allocated by `allocate()`, and the vCPU runs with vmcb01.
+    // SAFETY: All were allocated by `allocate()`, and the vCPU runs with vmcb01.
     unsafe {
+        drop(KBox::<AddressSpaces>::from_raw(nested.provider_data.cast()));
         bindings::nested_helper_svm_free_msr_map(nested.msrpm);
         bindings::nested_helper_svm_free_vmcb(nested.vmcb02.ptr);
     }
+    nested.provider_data = core::ptr::null_mut();
     nested.msrpm = core::ptr::null_mut();
     nested.vmcb02.ptr = core::ptr::null_mut();
     // Another vmcb02 holds nothing of the vmcb12 that was loaded last.

@@ -20,6 +20,7 @@ use kvm::{
 use nested::{
     address::Gpa,
     svm::{
+        asid::AddressSpaces,
         check::Pat,
         exit_code::ExitCode,
         merge::Host,
@@ -38,8 +39,8 @@ use nested::{
 ///
 /// # Invariants
 ///
-/// As those of [`Vcpu`]. In addition EFER.SVME has been set: vmcb02 and its permission map are
-/// there, unless an op says otherwise.
+/// As those of [`Vcpu`]. In addition EFER.SVME has been set: vmcb02, its permission map and
+/// [`AddressSpaces`] as the provider's data are there, unless an op says otherwise.
 #[repr(transparent)]
 pub(crate) struct SvmVcpu(Opaque<bindings::vcpu_svm>);
 
@@ -181,12 +182,28 @@ impl SvmVcpu {
         }
     }
 
-    /// Makes the vCPU run with vmcb01.
+    /// Makes the vCPU run with vmcb01, and with the ASID that it had then.
     pub(crate) fn switch_to_vmcb01(&mut self) {
         let vmcb01 = &raw mut self.fields().vmcb01;
 
         // SAFETY: By the type invariants.
         unsafe { bindings::nested_helper_svm_switch_vmcb(self.raw(), vmcb01) }
+        self.fields().asid = self.vmcb01().0.control.asid;
+    }
+
+    /// Returns whether the vCPU runs with vmcb02.
+    #[inline]
+    pub(crate) fn runs_vmcb02(&mut self) -> bool {
+        let svm = self.fields();
+
+        core::ptr::eq(svm.current_vmcb, &svm.nested.vmcb02)
+    }
+
+    /// Returns the address spaces of L2.
+    #[inline]
+    pub(crate) fn address_spaces(&mut self) -> &mut AddressSpaces {
+        // SAFETY: By the type invariants it is there; nothing else refers to it.
+        unsafe { &mut *self.fields().nested.provider_data.cast() }
     }
 
     /// Makes the vCPU run with vmcb02.

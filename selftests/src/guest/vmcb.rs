@@ -91,6 +91,8 @@ pub mod exit {
     pub const WRITE_DR0: u64 = 0x30;
     /// Exception 0; the others follow.
     pub const EXCEPTION: u64 = 0x40;
+    /// INIT.
+    pub const INIT: u64 = 0x63;
     /// RDTSC.
     pub const RDTSC: u64 = 0x6e;
     /// RDPMC.

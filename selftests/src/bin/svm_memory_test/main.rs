@@ -9,6 +9,7 @@
 mod disturb;
 mod end;
 mod guests;
+mod init;
 
 use std::process::ExitCode;
 
@@ -52,5 +53,6 @@ fn main() -> ExitCode {
     };
     let mut points = disturb::points();
     points.extend(end::points());
+    points.extend(init::points());
     tap::run(&points, &fixture, |_| Ok(()))
 }

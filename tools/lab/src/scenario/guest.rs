@@ -24,6 +24,7 @@ use super::{Bench, vendor_name};
 const PROGRAMS: &[(&str, &str)] = &[
     ("svm_vmrun_check_test", ""),
     ("svm_intercept_test", ""),
+    ("svm_address_space_test", "4000"),
     ("svm_memory_test", "10 100"),
     ("svm_nested_state_test", "1000 2000"),
 ];
