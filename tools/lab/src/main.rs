@@ -3,6 +3,7 @@
 //! Builds the kernel and the modules of this project and boots them on emulated machines.
 
 mod archive;
+mod benchmark;
 mod cache;
 mod checks;
 mod command;
@@ -74,6 +75,15 @@ enum Action {
         /// Run only the suites whose names contain this text, for example `harness` or `intel`
         #[arg(long, env = "ONLY", value_name = "TEXT")]
         only: Option<String>,
+    },
+    /// Measure what operations cost, with both providers
+    Bench {
+        /// Measure only the vendors whose names contain this text
+        #[arg(long, env = "ONLY", value_name = "TEXT", default_value = "")]
+        only: String,
+        /// Measure only these rows, by their short names
+        #[arg(long, env = "ROWS", value_name = "NAMES", default_value = "")]
+        rows: String,
     },
     /// Run the static checks
     Checks,
@@ -152,6 +162,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Action::Test { only } => {
             let selection = Selection::new(only.as_deref());
             return scenario::test(&cache, options, &selection);
+        }
+        Action::Bench { only, rows } => {
+            return scenario::bench(&cache, options, only, rows);
         }
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));
