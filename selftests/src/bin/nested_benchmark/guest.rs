@@ -119,7 +119,10 @@ unsafe fn write_port(port: u16) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") 0u8, options(nostack)) }
 }
 
-/// Halts until the processor has had an interrupt.
+/// Halts until there is an interrupt.
+///
+/// Bochs takes a virtual interrupt (SVM) that was pending at VMRUN only when the guest enables
+/// interrupts, even if they were enabled: hence the second STI.
 ///
 /// # Safety
 ///
@@ -127,9 +130,20 @@ unsafe fn write_port(port: u16) {
 #[inline(always)]
 unsafe fn halt() {
     // SAFETY: As above.
+    unsafe { asm!("sti", "hlt", "cli", "sti", "nop", "cli", options(nostack)) }
+}
+
+/// Halts until the processor has had an interrupt.
+///
+/// # Safety
+///
+/// Only a guest may call this, with interrupts disabled.
+#[inline(always)]
+unsafe fn await_interrupt() {
+    // SAFETY: As above.
     unsafe {
         while peek(INTERRUPTS) == 0 {
-            asm!("sti", "hlt", "cli", options(nostack));
+            halt();
         }
     }
 }
@@ -278,7 +292,7 @@ pub extern "C" fn hlt() -> ! {
             poke(INTERRUPTS, 0);
             let deadline = _rdtsc() + DISTANCE;
             write_msr(msr::TSC_DEADLINE, deadline);
-            halt();
+            await_interrupt();
             _rdtsc() - deadline
         });
         done()
@@ -293,7 +307,7 @@ pub extern "C" fn ipi() -> ! {
         let send = || {
             poke(INTERRUPTS, 0);
             write_msr(msr::APIC_COMMAND, 1 << 32 | u64::from(MESSAGE));
-            halt();
+            await_interrupt();
         };
         sample(|_| {
             let start = _rdtsc();
@@ -313,7 +327,7 @@ pub extern "C" fn answer() -> ! {
         enable_apic();
         write_port(SERVICE_PORT);
         while peek(STOP) == 0 {
-            asm!("sti", "hlt", "cli", options(nostack));
+            halt();
         }
         done()
     }

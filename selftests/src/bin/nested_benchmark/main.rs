@@ -4,10 +4,13 @@
 //! instructions, these are the instructions of all levels below the guest, and its own.
 //!
 //! `nested_benchmark [ROW...]` prints `bench: ROW VALUE` for the rows that are named, or for all.
+//! `nested_benchmark samples=N ROW...` takes N samples of each row.
 //! `nested_benchmark clock` prints the TSC of the level that it runs at: what its boot has taken.
+//! `nested_benchmark transitions` prints what the trace of this level says about its guest.
 
 mod guest;
 mod host;
+mod trace;
 
 use std::arch::x86_64::_rdtsc;
 use std::process::ExitCode;
@@ -93,8 +96,8 @@ fn rows(amd: bool) -> Vec<Row> {
         },
         Row {
             service: Service::DirtyLog,
-            samples: 7,
-            warm_up: 2,
+            samples: 4,
+            warm_up: 1,
             value: Value::MedianOfPages,
             ..row("dirty-log", guest::dirty_log)
         },
@@ -105,7 +108,7 @@ fn rows(amd: bool) -> Vec<Row> {
 fn value(row: &Row, samples: &[u64]) -> Result<u64> {
     let mut samples = samples.get(row.warm_up..).unwrap_or_default().to_vec();
     samples.sort_unstable();
-    ensure!(!samples.is_empty(), "no samples");
+    ensure!(!samples.is_empty(), "too few samples");
     let median = samples[samples.len() / 2];
     Ok(match row.value {
         Value::Median => median,
@@ -115,19 +118,27 @@ fn value(row: &Row, samples: &[u64]) -> Result<u64> {
 }
 
 /// Measures a row and prints it.
-fn measure(kvm: &Kvm, row: &Row) -> Result<()> {
+fn measure(kvm: &Kvm, row: &Row, samples: u64) -> Result<()> {
     let mut guest = Guest::new(kvm, row.processors, row.service)?;
-    let samples = guest.run(row.program, row.samples)?;
+    let samples = guest.run(row.program, samples)?;
     println!("bench: {} {}", row.name, value(row, &samples)?);
     Ok(())
 }
 
 fn run() -> Result<()> {
-    let names: Vec<String> = std::env::args().skip(1).collect();
+    let mut names: Vec<String> = std::env::args().skip(1).collect();
+    if names == ["transitions"] {
+        return trace::print();
+    }
     if names == ["clock"] {
         // SAFETY: Every processor in 64-bit mode has a TSC, and Linux lets programs read it.
         println!("bench: boot {}", unsafe { _rdtsc() });
         return Ok(());
+    }
+    let samples = names.first().and_then(|name| name.strip_prefix("samples="));
+    let samples: Option<u64> = samples.map(str::parse).transpose()?;
+    if samples.is_some() {
+        names.remove(0);
     }
     let kvm = selftests::vm::open()?;
     let cpuid = selftests::vm::cpuid(&kvm)?;
@@ -136,7 +147,7 @@ fn run() -> Result<()> {
     let amd = leaves.any(|leaf| leaf.function == 0 && leaf.ebx.to_le_bytes() == *b"Auth");
     for row in rows(amd) {
         if names.is_empty() || names.iter().any(|name| name == row.name) {
-            measure(&kvm, &row).with_context(|| row.name)?;
+            measure(&kvm, &row, samples.unwrap_or(row.samples)).with_context(|| row.name)?;
         }
     }
     Ok(())
