@@ -17,7 +17,8 @@ help:
 	@echo
 	@echo '  make run         boot the levels: a guest of a guest works under our module; report'
 	@echo '  make test        all tests; ends with "N passed, N failed, N skipped"'
-	@echo '  make bench       what an exit of L2 and other operations cost, in instructions'
+	@echo '  make bench       what operations of L2 cost, in instructions: tables and a chart'
+	@echo '  make bench-check measures, and fails if an operation takes over 2 % more than it did'
 	@echo '  make shell       a shell at level 0, with our module, QEMU and the selftests'
 	@echo
 	@echo '  make modules     nested-vmx.ko and nested-svm.ko'
@@ -44,6 +45,9 @@ run:
 
 bench:
 	@$(lab) bench
+
+bench-check:
+	@$(lab) bench --check
 
 test:
 	@$(lab) test
@@ -76,4 +80,4 @@ doc:
 clean:
 	rm -rf build
 
-.PHONY: help run bench test shell setup kernel modules checks clippy fmt doc clean
+.PHONY: help run bench bench-check test shell setup kernel modules checks clippy fmt doc clean

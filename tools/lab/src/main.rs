@@ -84,6 +84,9 @@ enum Action {
         /// Measure only these rows, by their short names
         #[arg(long, env = "ROWS", value_name = "NAMES", default_value = "")]
         rows: String,
+        /// Compare with the results in Documentation/performance/, and leave them as they are
+        #[arg(long)]
+        check: bool,
     },
     /// Run the static checks
     Checks,
@@ -163,8 +166,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             let selection = Selection::new(only.as_deref());
             return scenario::test(&cache, options, &selection);
         }
-        Action::Bench { only, rows } => {
-            return scenario::bench(&cache, options, only, rows);
+        Action::Bench { only, rows, check } => {
+            let benchmark = scenario::Benchmark::prepare(&cache, options)?;
+            let vendors = scenario::vendors_named(only)?;
+            return if *check {
+                benchmark.check(&vendors, rows)
+            } else {
+                benchmark.publish(&vendors, rows)
+            };
         }
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));

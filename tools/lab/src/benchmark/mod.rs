@@ -2,6 +2,10 @@
 
 //! The results of the benchmark: their table, their file in the tree, their chart.
 
+pub mod chart;
+pub mod file;
+pub mod transitions;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -53,6 +57,18 @@ impl Counts {
             _ => None,
         }
     }
+
+    /// Returns the ratio for a table.
+    fn ratio_in_words(&self) -> String {
+        self.ratio()
+            .map_or("-".into(), |ratio| format!("{ratio:.2}"))
+    }
+}
+
+/// Returns the name of the row with these words.
+fn name(words: &str) -> Option<&'static str> {
+    let row = ROWS.iter().find(|(_, other)| *other == words);
+    row.map(|(name, _)| *name)
 }
 
 /// The results for a vendor, by the name of the row.
@@ -74,6 +90,15 @@ impl Measured {
     pub fn rows(&self) -> impl Iterator<Item = (&'static str, &'static str, Counts)> + '_ {
         ROWS.iter()
             .filter_map(|(name, words)| Some((*name, *words, *self.0.get(*name)?)))
+    }
+
+    /// Keeps the rows that are named in a list, or all if it is empty.
+    #[must_use]
+    pub fn only(mut self, names: &str) -> Self {
+        let names: Vec<&str> = names.split_whitespace().collect();
+        self.0
+            .retain(|name, _| names.is_empty() || names.contains(&name.as_str()));
+        self
     }
 
     /// Formats the table.
@@ -111,4 +136,42 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured() -> Measured {
+        let mut measured = Measured::default();
+        measured.add("rdmsr", Column::L1, 1000);
+        for (row, factor) in [("cpuid", 1), ("rdmsr", 10)] {
+            measured.add(row, Column::C, 2000 * factor);
+            measured.add(row, Column::Ours, 1500 * factor);
+        }
+        measured
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_operation_in_order() {
+        let table = measured().table();
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(rows[1], ["CPUID", "-", "2,000", "1,500", "0.75"]);
+        assert_eq!(rows[2], ["RDMSR", "1,000", "20,000", "15,000", "0.75"]);
+    }
+
+    #[test]
+    fn rows_can_be_picked_by_name() {
+        assert_eq!(measured().only("rdmsr ipi").rows().count(), 1);
+        assert_eq!(measured().only("").rows().count(), 2);
+    }
+
+    #[test]
+    fn digits_are_grouped_from_the_end() {
+        let numbers = [7, 999, 1000, 1_234_567].map(grouped);
+        assert_eq!(numbers, ["7", "999", "1,000", "1,234,567"]);
+    }
 }

@@ -30,7 +30,7 @@ use crate::modules::{self, OurModules};
 use crate::options::{Options, Paging, Vendor};
 use crate::{archive, command, host};
 
-pub use benchmark::bench;
+pub use benchmark::{Benchmark, vendors_named};
 pub use nested::run;
 pub use shell::shell;
 pub use suites::{Selection, test};

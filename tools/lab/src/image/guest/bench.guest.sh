@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# Measuring, at level 0 and level 1.
+# What the levels share that measure.
+
+# relayed PROGRAM...: runs a program and prints what it prints before anything else goes on.
+relayed() {
+	{
+		"$@"
+		echo $? >/tmp/status.relayed
+	} 2>&1 | relay
+	[ "$(cat /tmp/status.relayed)" = 0 ]
+}
 
 # measure WHAT: measures operations of a guest of this level.
 measure() {
 	say "=== lab: step rows of $1"
-	{
-		nested_benchmark $ROWS
-		echo $? >/tmp/status.bench
-	} 2>&1 | relay
-	[ "$(cat /tmp/status.bench)" = 0 ]
+	relayed nested_benchmark $ROWS
 }
