@@ -37,6 +37,7 @@ help:
 	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
 	@echo '  ONLY=TEXT          of make test: the suites whose names contain it; of make bench: the vendors'
 	@echo '  ROWS="NAME ..."    of make bench: these rows only, for example "cpuid hypercall"'
+	@echo '  TRANSITIONS=0|1    1: make bench counts VM entries and VMREADs, too, in another boot'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
 	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
 

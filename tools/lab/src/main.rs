@@ -28,7 +28,7 @@ use clap::{Parser, Subcommand};
 use crate::cache::Cache;
 use crate::checks::CheckOutcome;
 use crate::kernel::Variant;
-use crate::options::Options;
+use crate::options::{Options, Switch};
 use crate::scenario::{Provider, Selection};
 
 #[derive(Parser)]
@@ -84,6 +84,9 @@ enum Action {
         /// Measure only these rows, by their short names
         #[arg(long, env = "ROWS", value_name = "NAMES", default_value = "")]
         rows: String,
+        /// Count VM entries and accesses to VMCSs, too, in another boot with a level more
+        #[arg(long, env = "TRANSITIONS", value_enum, default_value = "0")]
+        transitions: Switch,
         /// Compare with the results in Documentation/performance/, and leave them as they are
         #[arg(long)]
         check: bool,
@@ -166,8 +169,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             let selection = Selection::new(only.as_deref());
             return scenario::test(&cache, options, &selection);
         }
-        Action::Bench { only, rows, check } => {
-            let benchmark = scenario::Benchmark::prepare(&cache, options)?;
+        Action::Bench {
+            only,
+            rows,
+            transitions,
+            check,
+        } => {
+            let benchmark = scenario::Benchmark::prepare(&cache, options, *transitions)?;
             let vendors = scenario::vendors_named(only)?;
             return if *check {
                 benchmark.check(&vendors, rows)

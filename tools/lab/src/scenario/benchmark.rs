@@ -19,7 +19,7 @@ use crate::kernel::Variant;
 use crate::machine::accel::Engine;
 use crate::machine::bochs;
 use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
-use crate::options::{Options, Paging, Vendor, checkout};
+use crate::options::{Options, Paging, Switch, Vendor, checkout};
 use crate::step;
 
 use super::lifecycle::build_program;
@@ -43,6 +43,8 @@ struct Plan<'a> {
     middle: &'static str,
     /// The program's arguments.
     rows: &'a str,
+    /// Memory of level 0 besides that for the levels, in MiB.
+    memory: u32,
     /// A parameter of the vendor's module at level 0.
     parameter: Option<&'static str>,
 }
@@ -57,14 +59,17 @@ const STEADY: [&str; 2] = ["halt_poll_ns=0", "lapic_timer_advance=0"];
 pub struct Benchmark {
     bench: Bench,
     program: PathBuf,
+    /// Whether VM entries are counted, too.
+    transitions: bool,
 }
 
 impl Benchmark {
     /// Builds what is needed.
-    pub fn prepare(cache: &Cache, options: &Options) -> Result<Self> {
+    pub fn prepare(cache: &Cache, options: &Options, transitions: Switch) -> Result<Self> {
         Ok(Self {
             bench: Bench::prepare(cache, options, Variant::Builtin, Provider::Ours)?,
             program: build_program(cache, PROGRAM)?,
+            transitions: transitions == Switch::On,
         })
     }
 
@@ -100,15 +105,15 @@ impl Benchmark {
 
     /// Measures, prints the tables, and writes them and the chart into the tree if they are whole.
     pub fn publish(&self, vendors: &[Vendor], rows: &str) -> Result<ExitCode> {
-        for results in self.results(vendors, rows)? {
-            let Some(transitions) = &results.transitions else {
-                continue;
-            };
-            file::write(&instructions_of(results.vendor)?, &results.measured)?;
-            transitions.write(&transitions_of(results.vendor)?)?;
-        }
+        let all_results = self.results(vendors, rows)?;
         if !rows.is_empty() {
             return Ok(ExitCode::SUCCESS);
+        }
+        for results in &all_results {
+            file::write(&instructions_of(results.vendor)?, &results.measured)?;
+            if let Some(transitions) = &results.transitions {
+                transitions.write(&transitions_of(results.vendor)?)?;
+            }
         }
         // The chart has the vendors that were not measured now, too, as far as there are results.
         let mut all = Vec::new();
@@ -163,6 +168,7 @@ impl Benchmark {
                 host: include_str!("../image/guest/bench.sh"),
                 middle: include_str!("../image/guest/bench.middle.sh"),
                 rows,
+                memory: 0,
                 parameter: None,
             },
         )?;
@@ -171,7 +177,7 @@ impl Benchmark {
             measured: instructions(&outcome)?,
             transitions: None,
         };
-        if rows.is_empty() {
+        if rows.is_empty() && self.transitions {
             let outcome = self.run(
                 vendor,
                 &Plan {
@@ -180,6 +186,8 @@ impl Benchmark {
                     host: include_str!("../image/guest/transitions.sh"),
                     middle: include_str!("../image/guest/transitions.middle.sh"),
                     rows: COUNTED,
+                    // For a trace, and its text.
+                    memory: 384,
                     // Level 0 is to see each access to a VMCS.
                     parameter: (vendor == Vendor::Intel).then_some("enable_shadow_vmcs=0"),
                 },
@@ -195,7 +203,7 @@ impl Benchmark {
             vendor,
             engine: Engine::Bochs,
             smp: 1,
-            memory: level::memory(0, plan.last),
+            memory: level::memory(0, plan.last) + plan.memory,
         };
         let run = self.describe(&target, plan)?;
         let name = format!("{} ({}, {})", plan.name, vendor_name(vendor), target.engine);
@@ -261,7 +269,7 @@ impl Benchmark {
 struct Results {
     vendor: Vendor,
     measured: Measured,
-    /// If all was measured.
+    /// If they were asked for, and all rows.
     transitions: Option<Transitions>,
 }
 

@@ -6,7 +6,8 @@
 . /lab/bench.guest
 trace=/sys/kernel/tracing
 mount -t tracefs trace $trace || exit
-echo 8192 >$trace/buffer_size_kb
+# All rows of a provider, and what follows them until level 1 is gone.
+echo 40960 >$trace/buffer_size_kb
 for provider in c ours; do
 	case $provider in
 	c) : >/lab/modules.nested ;;
