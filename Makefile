@@ -17,6 +17,8 @@ help:
 	@echo
 	@echo '  make run         boot the levels: a guest of a guest works under our module; report'
 	@echo '  make test        all tests; ends with "N passed, N failed, N skipped"'
+	@echo '  make bench       what operations of L2 cost, in instructions: tables and a chart'
+	@echo '  make bench-check measures, and fails if an operation takes over 2 % more than it did'
 	@echo '  make shell       a shell at level 0, with our module, QEMU and the selftests'
 	@echo
 	@echo '  make modules     nested-vmx.ko and nested-svm.ko'
@@ -33,12 +35,20 @@ help:
 	@echo '  NPT=1|0, EPT=1|0   0: shadow paging in KVM of the guests (amd: NPT, intel: EPT)'
 	@echo '  PROVIDER=ours|c    our module, or the code that is built into KVM'
 	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
-	@echo '  ONLY=TEXT          of make test: the suites whose names contain it'
+	@echo '  ONLY=TEXT          of make test: the suites whose names contain it; of make bench: the vendors'
+	@echo '  ROWS="NAME ..."    of make bench: these rows only, for example "cpuid hypercall"'
+	@echo '  TRANSITIONS=0|1    1: make bench counts VM entries and VMREADs, too, in another boot'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
 	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
 
 run:
 	@$(lab) run
+
+bench:
+	@$(lab) bench
+
+bench-check:
+	@$(lab) bench --check
 
 test:
 	@$(lab) test
@@ -71,4 +81,4 @@ doc:
 clean:
 	rm -rf build
 
-.PHONY: help run test shell setup kernel modules checks clippy fmt doc clean
+.PHONY: help run bench bench-check test shell setup kernel modules checks clippy fmt doc clean

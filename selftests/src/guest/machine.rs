@@ -25,6 +25,9 @@ use crate::vm;
 /// The slot of vmcb12's memory.
 pub const SLOT_VMCB: u32 = 1;
 
+/// The bit of EFER without which there is no SVM.
+const SVME: u64 = 1 << 12;
+
 /// The MSR with the address of the host-save area.
 pub const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 
@@ -282,6 +285,9 @@ pub fn start(vcpu: &VcpuFd, index: u64, tables: &Tables, l1: extern "C" fn() -> 
         ..Default::default()
     };
     vcpu.set_regs(&regs).context("KVM_SET_REGS")?;
+    if tables.efer & SVME == 0 {
+        return Ok(());
+    }
     set_msr(vcpu, MSR_VM_HSAVE_PA, HOST_SAVE + 0x1000 * index)
 }
 

@@ -39,7 +39,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(size: u64) -> Result<Self> {
+    /// Creates a mapping of zeros.
+    pub fn new(size: u64) -> Result<Self> {
         let size = usize::try_from(size)?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: A new mapping where the kernel finds room touches no memory of this program.
@@ -58,6 +59,20 @@ impl Mapping {
         assert!(offset + size_of::<T>() <= self.size && offset % align_of::<T>() == 0);
         // SAFETY: The offset is within the mapping.
         unsafe { self.base.add(offset).cast() }
+    }
+
+    /// Makes the mapping one of small pages.
+    pub fn split(&self) -> Result<()> {
+        // SAFETY: The mapping is ours; its content stays.
+        unsafe { madvise(self.base.cast(), self.size, Advice::LinuxNoHugepage) }?;
+        Ok(())
+    }
+
+    /// Makes the kernel provide the page of an offset.
+    pub fn touch(&self, offset: u64) {
+        let byte = self.at::<u8>(offset);
+        // SAFETY: The pointer is into the mapping.
+        unsafe { byte.write_volatile(byte.read_volatile()) };
     }
 
     /// Drops the content of a page: it is zeros after that.

@@ -3,6 +3,7 @@
 //! Builds the kernel and the modules of this project and boots them on emulated machines.
 
 mod archive;
+mod benchmark;
 mod cache;
 mod checks;
 mod command;
@@ -27,7 +28,7 @@ use clap::{Parser, Subcommand};
 use crate::cache::Cache;
 use crate::checks::CheckOutcome;
 use crate::kernel::Variant;
-use crate::options::Options;
+use crate::options::{Options, Switch};
 use crate::scenario::{Provider, Selection};
 
 #[derive(Parser)]
@@ -74,6 +75,21 @@ enum Action {
         /// Run only the suites whose names contain this text, for example `harness` or `intel`
         #[arg(long, env = "ONLY", value_name = "TEXT")]
         only: Option<String>,
+    },
+    /// Measure what operations cost, with both providers
+    Bench {
+        /// Measure only the vendors whose names contain this text
+        #[arg(long, env = "ONLY", value_name = "TEXT", default_value = "")]
+        only: String,
+        /// Measure only these rows, by their short names
+        #[arg(long, env = "ROWS", value_name = "NAMES", default_value = "")]
+        rows: String,
+        /// Count VM entries and accesses to VMCSs, too, in another boot with a level more
+        #[arg(long, env = "TRANSITIONS", value_enum, default_value = "0")]
+        transitions: Switch,
+        /// Compare with the results in Documentation/performance/, and leave them as they are
+        #[arg(long)]
+        check: bool,
     },
     /// Run the static checks
     Checks,
@@ -152,6 +168,20 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Action::Test { only } => {
             let selection = Selection::new(only.as_deref());
             return scenario::test(&cache, options, &selection);
+        }
+        Action::Bench {
+            only,
+            rows,
+            transitions,
+            check,
+        } => {
+            let benchmark = scenario::Benchmark::prepare(&cache, options, *transitions)?;
+            let vendors = scenario::vendors_named(only)?;
+            return if *check {
+                benchmark.check(&vendors, rows)
+            } else {
+                benchmark.publish(&vendors, rows)
+            };
         }
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));

@@ -113,6 +113,10 @@ pub struct Nest {
     pub smp: u32,
     /// What emulates level 0.
     pub engine: Engine,
+    /// Further files of each level.
+    pub files: Rootfs,
+    /// What the levels between level 0 and the last one do, unless it is to boot the next one.
+    pub middle: Option<&'static str>,
 }
 
 /// How much slower than elsewhere time passes in the levels above L2.
@@ -193,8 +197,10 @@ pub fn add_nest(root: &mut Rootfs, tools: &Toolroot, nest: &Nest) -> Result<()> 
         Work::Workload(program) => last.file(WORK, program),
         Work::Script(text) => last.script(WORK, &format!("#!/bin/sh\n{text}")),
     };
-    last.text("/lab/env", &environment(nest));
+    last.text("/lab/env", &environment(nest))
+        .extend(&nest.files);
     let mut next = last.clone();
+    next.text("/lab/middle", nest.middle.unwrap_or("nest\n"));
     next.extend(&qemu(tools)?)
         .file("/lab/bzImage", &nest.kernel);
     add_modules(&mut next, Place::Guest, &nest.modules)?;
@@ -264,6 +270,8 @@ mod tests {
             seed: 7,
             smp: 1,
             engine: Engine::Tcg,
+            files: Rootfs::default(),
+            middle: None,
         }
     }
 

@@ -105,6 +105,8 @@ pub fn run(plant: &Plant, bench: &Bench, target: &Target) -> Result<Outcome> {
             seed: 0,
             smp: 1,
             engine: target.engine,
+            files: Rootfs::default(),
+            middle: None,
         };
         level::add_nest(&mut files, &bench.programs.tools, &nest)?;
         modules = bench.modules(target)?;

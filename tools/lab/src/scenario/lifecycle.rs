@@ -29,15 +29,20 @@ const TIME_LIMIT: u32 = 900;
 /// Where the modules are in the guest.
 const DIRECTORY: &str = "/lab/lifecycle";
 
-/// Builds the test program, statically linked.
+/// Builds the test program.
 pub fn build(cache: &Cache) -> Result<PathBuf> {
+    build_program(cache, PROGRAM)
+}
+
+/// Builds a program of `selftests/`, statically linked.
+pub fn build_program(cache: &Cache, program: &str) -> Result<PathBuf> {
     let source = checkout()?.join("selftests");
     let output = cache.root().join("module-selftests");
     let _lock = cache.lock("module-selftests")?;
-    step::run("build the selftests of the modules", |step| {
+    step::run(&format!("build {program}"), |step| {
         let mut cargo = host::clean("cargo");
         cargo
-            .args(["build", "--release", "--locked", "--bin", PROGRAM])
+            .args(["build", "--release", "--locked", "--bin", program])
             // Cargo reads the configuration of the directory that it runs in.
             .current_dir(&source)
             .env("CARGO_TARGET_DIR", &output);
@@ -45,7 +50,7 @@ pub fn build(cache: &Cache) -> Result<PathBuf> {
             step.progress(line)
         })
     })?;
-    Ok(output.join(TARGET).join("release").join(PROGRAM))
+    Ok(output.join(TARGET).join("release").join(program))
 }
 
 /// Returns the script that runs the program; the modules and their parameters are its arguments.

@@ -2,6 +2,7 @@
 
 //! What `lab run`, `lab shell` and `lab test` do.
 
+pub mod benchmark;
 pub mod guest;
 pub mod harness;
 pub mod jobs;
@@ -29,6 +30,7 @@ use crate::modules::{self, OurModules};
 use crate::options::{Options, Paging, Vendor};
 use crate::{archive, command, host};
 
+pub use benchmark::{Benchmark, vendors_named};
 pub use nested::run;
 pub use shell::shell;
 pub use suites::{Selection, test};

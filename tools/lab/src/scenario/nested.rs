@@ -53,6 +53,8 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -
         seed: SEED,
         smp: target.smp,
         engine: target.engine,
+        files: Rootfs::default(),
+        middle: None,
     };
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;

@@ -49,6 +49,8 @@ pub fn interactive(
         seed: nested::SEED,
         smp: target.smp,
         engine: target.engine,
+        files: Rootfs::default(),
+        middle: None,
     };
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;

@@ -10,7 +10,7 @@ work() {
 	if [ "$LEVEL" = 0 ]; then
 		load_modules && . /lab/commands
 	elif [ "$LEVEL" -lt "$LAST" ]; then
-		load_modules && nest
+		load_modules && . /lab/middle
 	else
 		workload run "$SEED"
 	fi

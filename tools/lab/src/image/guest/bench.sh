@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The work of level 0 in `lab bench`: the rows for its guest, then those for the guest's guest with
+# each provider in turn.
+
+. /lab/bench.guest
+measure L1 || exit
+for provider in c ours; do
+	case $provider in
+	ours) insmod "$OUR_MODULE" || exit ;;
+	esac
+	say "bench: provider $provider"
+	nest || exit
+	case $provider in
+	ours) rmmod "$OUR_MODULE" || exit ;;
+	esac
+done
