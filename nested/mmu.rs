@@ -8,6 +8,7 @@ pub mod ept;
 pub mod format;
 pub mod level;
 pub mod npt;
+pub mod shadow;
 pub mod walk;
 
 #[cfg(test)]

@@ -27,6 +27,7 @@
         clippy::arithmetic_side_effects,
         clippy::cast_possible_truncation,
         clippy::indexing_slicing,
+        clippy::panic,
         clippy::unwrap_used
     )
 )]

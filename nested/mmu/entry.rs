@@ -54,7 +54,7 @@ pub(super) const fn bits(low: u32, high: u32) -> u64 {
 }
 
 /// The address bits of an entry of 8 bytes.
-pub(super) const ADDRESS: u64 = bits(12, 51);
+pub(crate) const ADDRESS: u64 = bits(12, 51);
 
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_mmu_entry))]

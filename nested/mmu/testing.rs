@@ -9,6 +9,8 @@ use super::ept::Ept;
 use super::format::{Format, RootKey};
 use super::level::Level;
 use super::npt::{Npt, Paging};
+use super::shadow::table::{Table, TablePages};
+use super::shadow::word::Word;
 use crate::address::Gpa;
 use crate::memory::{EntrySize, Exchange, GuestTables, Inaccessible};
 
@@ -162,5 +164,82 @@ pub(crate) fn key(format: Format) -> RootKey {
     RootKey {
         format,
         table: Gpa::from_raw(TOP),
+    }
+}
+
+/// Pages of tables in memory of the test.
+pub(crate) struct FakePages<W> {
+    slots: Vec<Slot<W>>,
+}
+
+struct Slot<W> {
+    table: Table<W>,
+    words: Option<Vec<W>>,
+}
+
+impl<W> Default for FakePages<W> {
+    fn default() -> Self {
+        Self { slots: Vec::new() }
+    }
+}
+
+/// A page that is in no pool.
+pub(crate) struct FakePage<W>(Vec<W>);
+
+impl<W: Word> FakePage<W> {
+    /// Makes a page with something in it.
+    pub(crate) fn new() -> Self {
+        Self((0..512).map(|index| W::new(0xdead_0000 + index)).collect())
+    }
+}
+
+/// The address of the page with an index.
+pub(crate) fn physical_of(index: u32) -> u64 {
+    (1 << 36) + (u64::from(index) << 12)
+}
+
+impl<W: Word> TablePages for FakePages<W> {
+    type Word = W;
+    type Page = FakePage<W>;
+
+    fn table(&self, index: u32) -> Option<&Table<W>> {
+        self.slots.get(index as usize).map(|slot| &slot.table)
+    }
+
+    fn table_mut(&mut self, index: u32) -> Option<&mut Table<W>> {
+        self.slots
+            .get_mut(index as usize)
+            .map(|slot| &mut slot.table)
+    }
+
+    fn word(&self, index: u32, word: u16) -> Option<&W> {
+        let words = self.slots.get(index as usize)?.words.as_ref();
+        words
+            .expect("a page that was removed")
+            .get(usize::from(word))
+    }
+
+    fn physical(&self, index: u32) -> Option<u64> {
+        self.slots.get(index as usize).map(|_| physical_of(index))
+    }
+
+    fn count(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    fn insert(&mut self, page: FakePage<W>) -> Result<u32, FakePage<W>> {
+        if let Some(index) = self.slots.iter().position(|slot| slot.words.is_none()) {
+            self.slots[index].words = Some(page.0);
+            return Ok(index as u32);
+        }
+        self.slots.push(Slot {
+            table: Table::default(),
+            words: Some(page.0),
+        });
+        Ok(self.slots.len() as u32 - 1)
+    }
+
+    fn remove(&mut self, index: u32) -> Option<FakePage<W>> {
+        self.slots[index as usize].words.take().map(FakePage)
     }
 }

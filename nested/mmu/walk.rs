@@ -110,6 +110,38 @@ impl Walk {
             .flatten()
     }
 
+    /// Returns what the walk would have found for the page with a number in the group of
+    /// [`neighbours()`](Self::neighbours), if L2 can use it without any flag being set.
+    pub fn neighbour(&self, format: &Format, number: usize) -> Option<Self> {
+        let raw = *self.neighbours()?.get(number)?;
+        let Decoded::Page {
+            page,
+            permissions,
+            memory_type,
+        } = format.decode(raw, Level::Page4K)
+        else {
+            return None;
+        };
+        let mut found = *self;
+        found.address = L2Gpa::from_raw(
+            self.address.into_raw() & !0x7fff | u64::try_from(number).ok()?.wrapping_shl(12),
+        );
+        found.page = page;
+        found.permissions = permissions;
+        found.memory_type = memory_type;
+        found.steps.first_mut()?.as_mut()?.raw = raw;
+
+        if let Some(flags) = format.accessed_dirty(Level::Page4K) {
+            if raw & flags.accessed == 0 {
+                return None;
+            }
+            if raw & flags.dirty == 0 {
+                found.permissions = permissions.without(Permissions::WRITE);
+            }
+        }
+        Some(found)
+    }
+
     /// Returns the entries of the lowest level around the one that was used, which includes it.
     /// The first is for the address rounded down to as many pages.
     pub fn neighbours(&self) -> Option<&[u64; NEIGHBOURS]> {
@@ -222,12 +254,12 @@ fn descend(
                 permissions,
                 memory_type,
             } => {
-                let size = if format.is_legacy() && level == Level::Page2M {
+                let size: u64 = if format.is_legacy() && level == Level::Page2M {
                     4 << 20
                 } else {
                     level.size()
                 };
-                let within = address.into_raw() & (size as u64).wrapping_sub(1);
+                let within = address.into_raw() & size.wrapping_sub(1);
                 let found = Walk {
                     address,
                     page: Gpa::from_raw(page.into_raw() | within).page(),
