@@ -101,7 +101,7 @@ impl World {
     fn with(config: Config, key: RootKey) -> Self {
         Self {
             memory: Memory::default(),
-            shadow: shadow_with(config, 200),
+            shadow: shadow_with(config, config.page_limit.min(200)),
             sequences: Sequences::default(),
             key,
             reports: Reports::default(),
