@@ -93,7 +93,7 @@ impl<P: TablePages> Shadow<P> {
 
     /// Calls `visit` for each table that may differ from L1's.
     pub(super) fn for_each_unsynced(&self, mut visit: impl FnMut(Handle, &Table<P::Word>)) {
-        for first in 0..self.unsynced.len() {
+        for first in 0..=self.pages.count() / 64 {
             let mut bits = self
                 .unsynced
                 .get(&self.pages, first)
