@@ -6,10 +6,10 @@
 //! share it (`&self`) and change entries by compare-exchange; what L0 does to its memory, and
 //! whatever frees a table, has it exclusively (`&mut self`), so that no fault is on its way then.
 //!
-//! An entry is installed in three steps. The installer *reserves* it with a mark of its own, makes
-//! sure that L1 has not flushed since the installer read L1's tables, and *commits*. A flush first
-//! advances the sequence, then looks at entries, and clears those that are reserved: thus an
-//! installer that was too late to see the sequence is seen by the flush, or fails to commit.
+//! An entry is installed in three steps. The installer *reserves* it, so that nobody else changes
+//! it, makes sure that L1 has not flushed since the installer read L1's tables, and *commits*. A
+//! flush first advances the sequence, then looks at entries, and cancels those that are reserved:
+//! an installer that was too late to see the sequence is seen by the flush, and cannot commit.
 
 mod array;
 pub mod hardware;
@@ -35,7 +35,6 @@ use word::Word;
 
 use crate::address::Gpa;
 
-pub use hardware::Installer;
 pub use host::{Age, FlushNeeded, Frames};
 pub use map::{Backing, Installation, Mapped, Target, Tracking};
 pub use prefetch::Backings;

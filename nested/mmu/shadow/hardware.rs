@@ -38,7 +38,7 @@ pub enum HardwareKind {
 pub(super) enum Content {
     /// Nothing.
     Empty,
-    /// Someone is about to change it.
+    /// Someone is about to change it, and nobody else may.
     Reserved,
     /// A reference to a table.
     Link,
@@ -48,16 +48,14 @@ pub(super) enum Content {
     Mmio,
 }
 
-/// Whoever installs entries at the same time as others, by a number of its own: a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Installer(pub u16);
-
 /// A present entry, which only software tells from one for MMIO. Ignored by the processor.
 const PRESENT: u64 = 1 << 11;
 /// That the page becomes dirty has to be reported. Ignored by the processor.
 const LOGGED: u64 = 1 << 52;
 /// The entry is reserved, if it is not present.
 const RESERVED: u64 = 1 << 9;
+/// Whoever has reserved it must not commit.
+const CANCELLED: u64 = 1 << 8;
 /// In both formats.
 const WRITE: u64 = 1 << 1;
 const PAGE: u64 = 1 << 7;
@@ -95,12 +93,14 @@ impl Hardware {
         }
     }
 
-    /// An entry that `who` is about to change, which translates nothing.
-    ///
-    /// The number is in bits that are no part of an address, even if the processor speculates.
-    pub(super) const fn reserved(&self, who: Installer) -> u64 {
-        let number = who.0 as u64;
-        self.empty() | RESERVED | (number & 0x7ff) << 52 | (number >> 11) << 4
+    /// An entry that someone is about to change, which translates nothing.
+    pub(super) const fn reserved(&self) -> u64 {
+        self.empty() | RESERVED
+    }
+
+    /// The same, but the change must not be made.
+    pub(super) const fn cancelled(&self) -> u64 {
+        self.reserved() | CANCELLED
     }
 
     const fn permission_bits(&self, permissions: Permissions) -> u64 {
@@ -317,9 +317,8 @@ mod tests {
                 assert_eq!(hardware.permissions(leaf), Permissions::READ);
                 assert!(!Hardware::is_writable(leaf));
                 assert_eq!(hardware.content(hardware.empty(), level), Content::Empty);
-                for who in [0, 1, 0x7ff, 0x800, 0xffff] {
-                    let reserved = hardware.reserved(Installer(who));
-                    assert_eq!(hardware.content(reserved, level), Content::Reserved);
+                for raw in [hardware.reserved(), hardware.cancelled()] {
+                    assert_eq!(hardware.content(raw, level), Content::Reserved);
                 }
                 for generation in [0, 1, 0x7f, 0x80, GENERATION_BITS] {
                     let mmio = hardware.mmio(generation).unwrap_or(0);
@@ -335,31 +334,12 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_not_present_have_no_address() {
+    fn the_processor_takes_reserved_entries_for_absent_ones() {
         for hardware in [EPT, NPT] {
-            for who in [0, 0xffff] {
-                let reserved = hardware.reserved(Installer(who));
-                assert_eq!(reserved & crate::mmu::entry::ADDRESS, 0);
+            for raw in [hardware.reserved(), hardware.cancelled()] {
+                assert_eq!(raw & crate::mmu::entry::ADDRESS, 0);
+                assert_eq!(raw & (EPT_ACCESS | ept::USER_EXECUTE | npt::PRESENT), 0);
             }
-        }
-        // Nor does the processor take reserved entries for present ones.
-        assert_eq!(
-            EPT.reserved(Installer(0xffff)) & (EPT_ACCESS | ept::USER_EXECUTE),
-            0
-        );
-        assert_eq!(NPT.reserved(Installer(0xffff)) & npt::PRESENT, 0);
-    }
-
-    #[test]
-    fn each_installer_has_its_own_mark() {
-        for hardware in [EPT, NPT] {
-            let mut previous = hardware.empty();
-            for who in 0..=u16::MAX {
-                let reserved = hardware.reserved(Installer(who));
-                assert!(reserved != previous);
-                previous = reserved;
-            }
-            assert!(hardware.reserved(Installer(0)) != hardware.reserved(Installer(0x800)));
         }
     }
 

@@ -2,7 +2,7 @@
 
 //! Faults: a translation of L1 and a page of L0 become entries.
 
-use super::hardware::{Content, Hardware, Installer, Leaf};
+use super::hardware::{Content, Hardware, Leaf};
 use super::reverse::Subject;
 use super::root::RootUse;
 use super::sequence::{Sequences, Ticket};
@@ -84,8 +84,6 @@ pub struct Installation<'a, W, D> {
     pub sequences: &'a Sequences<W>,
     /// The ticket that was taken before L1's tables were read.
     pub ticket: Ticket,
-    /// Who installs.
-    pub installer: Installer,
     /// Who hears of dirty pages.
     pub dirty: &'a D,
 }
@@ -327,13 +325,15 @@ impl<P: TablePages> Shadow<P> {
         made_of: u64,
     ) -> Result<(), Mapped> {
         let is_upgrade = self.is_upgrade(place.table.level(), old, new);
-        let displaced = self.displaced(place.handle, place.entry, old);
-        let reserved = self.hardware().reserved(install.installer);
+        let reserved = self.hardware().reserved();
 
-        if place.word.compare_exchange(old, reserved).is_err() {
+        if self.hardware().content(old, place.table.level()) == Content::Reserved
+            || place.word.compare_exchange(old, reserved).is_err()
+        {
             return Err(Mapped::Again);
         }
-        // The entry is ours, or a flush will find the mark and clear it.
+        // Until it is something else, the entry is ours: a flush can only cancel what we do.
+        let displaced = self.displaced(place.handle, place.entry, old);
         origin.store(made_of);
 
         let committed = install.sequences.is_current(&install.ticket)
@@ -347,10 +347,7 @@ impl<P: TablePages> Shadow<P> {
         if committed {
             return Ok(());
         }
-        // It may be someone else's by now.
-        let _ = place
-            .word
-            .compare_exchange(reserved, self.hardware().empty());
+        place.word.store(self.hardware().empty());
         Err(Mapped::Again)
     }
 
@@ -428,9 +425,6 @@ impl<P: TablePages> Shadow<P> {
         }
         let mut new = self.hardware().leaf(&leaf);
         let old = place.word.load();
-        if self.hardware().content(old, level) == Content::Reserved {
-            return Mapped::Again;
-        }
         if self.hardware().content(old, level) == Content::Leaf
             && self.hardware().physical(old, level) == self.hardware().physical(new, level)
         {

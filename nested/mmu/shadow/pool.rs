@@ -284,7 +284,8 @@ impl<P: TablePages> Shadow<P> {
         self.put_free(index);
     }
 
-    /// Makes an entry empty, and takes care of what it was.
+    /// Makes an entry empty, and takes care of what it was. If someone has reserved it, the change is
+    /// cancelled, and whoever makes it will empty the entry.
     ///
     /// The hardware and other faults may change it meanwhile: it is empty at one time, not more.
     pub(super) fn clear_entry(&self, handle: Handle, entry: u16, dirty: &impl DirtyPages) {
@@ -298,7 +299,14 @@ impl<P: TablePages> Shadow<P> {
                 return;
             }
             let displaced = self.displaced(handle, entry, old);
-            match word.compare_exchange(old, empty) {
+            let new = if old == self.hardware().reserved() {
+                self.hardware().cancelled()
+            } else if old == self.hardware().cancelled() {
+                return;
+            } else {
+                empty
+            };
+            match word.compare_exchange(old, new) {
                 Ok(()) => return self.dispose(displaced, dirty),
                 Err(now) => old = now,
             }

@@ -2,12 +2,13 @@
 
 //! Flushes by L1: what it has changed in its tables since the last one is read again.
 
-use super::hardware::{Content, Hardware, Installer};
+use super::hardware::{Content, Hardware};
+use super::root::RootUse;
 use super::sequence::Sequences;
 use super::table::{Handle, Kind, Table, TablePages};
 use super::word::Word;
 use super::{DirtyPages, Shadow};
-use crate::address::Gpa;
+use crate::address::{Gpa, L2Gpa};
 use crate::memory::GuestTables;
 use crate::mmu::entry::Decoded;
 use crate::mmu::format::{Change, RootKey};
@@ -63,7 +64,6 @@ impl<P: TablePages> Shadow<P> {
         sequences: &Sequences<P::Word>,
         memory: &impl GuestTables,
         scope: FlushScope,
-        installer: Installer,
         dirty: &impl DirtyPages,
     ) -> Synced {
         let mut synced = Synced::default();
@@ -74,7 +74,7 @@ impl<P: TablePages> Shadow<P> {
             let Some(key) = self.key_of(table).filter(|key| scope.includes(key)) else {
                 return;
             };
-            let changed = self.sync_table(memory, handle, &key, installer, dirty);
+            let changed = self.sync_table(memory, handle, &key, dirty);
             synced.tables = synced.tables.saturating_add(1);
             synced.entries = synced.entries.saturating_add(changed);
             if changed != 0 {
@@ -84,6 +84,34 @@ impl<P: TablePages> Shadow<P> {
             }
         });
         synced
+    }
+
+    /// Forgets the translation of an address: the processor does when it reports a fault there.
+    pub fn invalidate(
+        &self,
+        sequences: &Sequences<P::Word>,
+        root: &RootUse,
+        address: L2Gpa,
+        dirty: &impl DirtyPages,
+    ) {
+        let mut handle = root.handle;
+
+        if let Some(key) = self.live(handle).and_then(|table| table.key) {
+            sequences.advance(Some(key.table));
+        }
+        for _ in Level::ALL {
+            let Some(place) = self.place(handle, address) else {
+                return;
+            };
+            let raw = place.word.load();
+            if self.hardware().content(raw, place.table.level()) != Content::Link {
+                return self.clear_entry(handle, place.entry, dirty);
+            }
+            let Some((child, _)) = self.child(handle, place.entry) else {
+                return;
+            };
+            handle = child;
+        }
     }
 
     /// Returns what the root of a table translates, unless the root was dropped.
@@ -116,7 +144,6 @@ impl<P: TablePages> Shadow<P> {
         memory: &impl GuestTables,
         handle: Handle,
         key: &RootKey,
-        installer: Installer,
         dirty: &impl DirtyPages,
     ) -> u32 {
         let Some(table) = self.live(handle) else {
@@ -131,7 +158,7 @@ impl<P: TablePages> Shadow<P> {
             if (first..after).any(|entry| self.is_used(handle, entry)) {
                 let raws = layout.read(memory, table.source(), first);
                 for (entry, raw) in (first..after).zip(raws) {
-                    if self.sync_entry(handle, table, entry, key, raw, installer, dirty) {
+                    if self.sync_entry(handle, table, entry, key, raw, dirty) {
                         changed = changed.saturating_add(1);
                     }
                 }
@@ -156,7 +183,6 @@ impl<P: TablePages> Shadow<P> {
         entry: u16,
         key: &RootKey,
         raw: u64,
-        installer: Installer,
         dirty: &impl DirtyPages,
     ) -> bool {
         let Some(word) = self.pages.word(handle.index, entry) else {
@@ -170,10 +196,11 @@ impl<P: TablePages> Shadow<P> {
             let new = match self.verdict(handle, table, entry, content, key, raw) {
                 Verdict::Keep => return false,
                 Verdict::Drop => empty,
+                Verdict::Cancel => self.hardware().cancelled(),
                 Verdict::Protect if !Hardware::is_writable(old) => Hardware::without_write(old),
                 Verdict::Protect => {
                     let now = key.format.significant(raw);
-                    match self.protect_by_sync(handle, table, entry, old, now, installer, dirty) {
+                    match self.protect_by_sync(handle, table, entry, old, now, dirty) {
                         Ok(()) => return true,
                         Err(now) => {
                             old = now;
@@ -210,7 +237,7 @@ impl<P: TablePages> Shadow<P> {
         let before = match content {
             Content::Empty => return Verdict::Keep,
             // Whoever reserved it read L1's tables before the flush, or does not know that.
-            Content::Reserved => return Verdict::Drop,
+            Content::Reserved => return Verdict::Cancel,
             Content::Leaf | Content::Mmio => match self.origin(table, entry) {
                 Some(origin) => origin.load(),
                 None => return Verdict::Drop,
@@ -243,7 +270,6 @@ impl<P: TablePages> Shadow<P> {
         entry: u16,
         old: u64,
         made_of: u64,
-        installer: Installer,
         dirty: &impl DirtyPages,
     ) -> Result<(), u64> {
         let (Some(word), Some(origin)) = (
@@ -252,17 +278,18 @@ impl<P: TablePages> Shadow<P> {
         ) else {
             return Ok(());
         };
-        let reserved = self.hardware().reserved(installer);
-        let displaced = self.displaced(handle, entry, old);
+        let reserved = self.hardware().reserved();
 
         word.compare_exchange(old, reserved)?;
+        let displaced = self.displaced(handle, entry, old);
         origin.store(made_of);
         self.owe_flush();
         if word
             .compare_exchange(reserved, Hardware::without_write(old))
             .is_err()
         {
-            // Another flush has emptied the entry.
+            // Another flush has cancelled it.
+            word.store(self.hardware().empty());
             self.dispose(displaced, dirty);
         }
         Ok(())
@@ -274,6 +301,7 @@ enum Verdict {
     Keep,
     Drop,
     Protect,
+    Cancel,
 }
 
 impl<W: Word> Table<W> {

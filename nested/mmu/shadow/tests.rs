@@ -132,7 +132,6 @@ impl World {
         Installation {
             sequences: &self.sequences,
             ticket,
-            installer: Installer(0),
             dirty: &self.reports,
         }
     }
@@ -165,13 +164,8 @@ impl World {
     }
 
     fn flush(&self, scope: FlushScope) -> Synced {
-        self.shadow.sync(
-            &self.sequences,
-            &self.memory,
-            scope,
-            Installer(0),
-            &self.reports,
-        )
+        self.shadow
+            .sync(&self.sequences, &self.memory, scope, &self.reports)
     }
 
     fn translate(&self, root: &RootUse, address: u64) -> Option<Translation> {

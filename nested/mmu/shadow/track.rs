@@ -6,7 +6,6 @@
 //! changed, L1's page is write-protected, and flushes skip the table. The first write makes the
 //! table unsynced again; it is never emulated, and the page is writable from then on.
 
-use super::hardware::Installer;
 use super::host::Frames;
 use super::reverse::Subject;
 use super::sequence::Sequences;
@@ -87,7 +86,6 @@ impl<P: TablePages> Shadow<P> {
         memory: &impl GuestTables,
         tracker: &impl WriteTracker,
         tlbs: &impl Tlbs,
-        installer: Installer,
         dirty: &impl DirtyPages,
     ) -> u32 {
         let mut count = 0u32;
@@ -121,7 +119,7 @@ impl<P: TablePages> Shadow<P> {
             }
             table.quiet.store(0);
             if let Some(key) = self.key_of(table) {
-                self.sync_table(memory, handle, &key, installer, dirty);
+                self.sync_table(memory, handle, &key, dirty);
                 if let Some(word) = self.unsynced.get(&self.pages, handle.index / 64) {
                     word.fetch_and(!super::pool::bit(handle.index));
                 }

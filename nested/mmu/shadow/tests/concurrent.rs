@@ -107,7 +107,7 @@ impl Machine {
     }
 
     /// Handles a fault once, in the order that the kernel has to keep.
-    fn fault_once(&self, who: u16, root: &RootUse, address: u64, access: Access) -> Option<Mapped> {
+    fn fault_once(&self, root: &RootUse, address: u64, access: Access) -> Option<Mapped> {
         let address = L2Gpa::from_raw(address);
         let ticket = self.sequences.begin(&self.key);
         let found = walk(
@@ -132,16 +132,15 @@ impl Machine {
         let install = Installation {
             sequences: &self.sequences,
             ticket,
-            installer: Installer(who),
             dirty: &NoReports,
         };
         Some(shadow.map(&install, root, &found, access, &target))
     }
 
     /// Handles a fault until L2 can go on, or it is L1's.
-    fn fault(&self, who: u16, root: &RootUse, address: u64, access: Access) -> Option<Mapped> {
+    fn fault(&self, root: &RootUse, address: u64, access: Access) -> Option<Mapped> {
         for _ in 0..1000 {
-            match self.fault_once(who, root, address, access)? {
+            match self.fault_once(root, address, access)? {
                 Mapped::Again => thread::yield_now(),
                 other => return Some(other),
             }
@@ -149,13 +148,12 @@ impl Machine {
         panic!("no progress");
     }
 
-    fn flush(&self, who: u16) -> Synced {
+    fn flush(&self) -> Synced {
         let shadow = self.shadow.read().unwrap();
         shadow.sync(
             &self.sequences,
             &self.memory,
             FlushScope::Table(self.key.table),
-            Installer(who),
             &NoReports,
         )
     }

@@ -38,7 +38,6 @@ fn settle(world: &mut World, tracker: &Tracker) -> u32 {
         &world.memory,
         tracker,
         &world.flushes,
-        Installer(0),
         &world.reports,
     )
 }
@@ -285,4 +284,27 @@ fn a_fault_that_walked_before_a_flush_installs_nothing_after_it() {
     assert_eq!(mapped, Mapped::Again);
     assert_eq!(world.translate(&root, ADDRESS), None);
     world.shadow.check();
+}
+
+#[test]
+fn a_fault_that_l1_gets_makes_the_address_new() {
+    for number in [0, 3] {
+        let (world, root) = mapped();
+        let address = ADDRESS + number * 0x1000;
+        world
+            .memory
+            .set(World::guest_entry(address), 0x9000 | READ | ACCESSED);
+        assert!(world.fault(&root, address, WRITES).is_err());
+        assert!(world.translate(&root, address).is_some(), "stale");
+        let at = L2Gpa::from_raw(address);
+        let ticket = world.sequences.begin(&world.key);
+        world
+            .shadow
+            .invalidate(&world.sequences, &root, at, &world.reports);
+        assert_eq!(world.translate(&root, address), None);
+        assert!(!world.sequences.is_current(&ticket));
+        let others = world.shadow.leaves();
+        assert_eq!(others, 3);
+        world.shadow.check();
+    }
 }

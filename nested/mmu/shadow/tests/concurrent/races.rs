@@ -11,9 +11,10 @@ const NEW: u64 = 0x9000;
 const USED: u64 = RWX | ACCESSED | DIRTY;
 
 fn page(machine: &Machine, root: &RootUse, address: u64) -> Option<u64> {
-    machine
-        .translate(root, address)
-        .map(|found| found.page.into_raw())
+    let found = machine.translate(root, address)?;
+    // What the entry is known to be made of is what it maps.
+    assert_eq!(found.physical, HOST + found.page.into_raw());
+    Some(found.page.into_raw())
 }
 
 #[test]
@@ -24,13 +25,13 @@ fn faults_on_the_same_tables_make_one_set_of_them() {
         map_page(&machine.memory.0, ADDRESS, OLD | RWX);
         map_page(&machine.memory.0, NEXT, NEW | RWX);
 
-        let threads: Vec<_> = [(1, ADDRESS, READS), (2, ADDRESS, WRITES), (3, NEXT, READS)]
+        let threads: Vec<_> = [(ADDRESS, READS), (ADDRESS, WRITES), (NEXT, READS)]
             .into_iter()
-            .map(|(who, address, access)| {
+            .map(|(address, access)| {
                 let machine = machine.clone();
                 thread::spawn(move || {
                     let root = machine.root_again();
-                    let mapped = machine.fault(who, &root, address, access);
+                    let mapped = machine.fault(&root, address, access);
                     assert!(matches!(mapped, Some(Mapped::Done { .. })), "{mapped:?}");
                     machine.shadow.read().unwrap().release_root(root);
                 })
@@ -68,11 +69,11 @@ fn a_fault_never_maps_a_page_that_l0_has_moved() {
 
         let faults: Vec<_> = [1, 2]
             .into_iter()
-            .map(|who| {
+            .map(|_| {
                 let machine = machine.clone();
                 thread::spawn(move || {
                     let root = machine.root_again();
-                    machine.fault(who, &root, ADDRESS, WRITES);
+                    machine.fault(&root, ADDRESS, WRITES);
                     machine.shadow.read().unwrap().release_root(root);
                 })
             })
@@ -101,13 +102,13 @@ fn nothing_stale_is_installed_after_a_flush() {
             let machine = machine.clone();
             thread::spawn(move || {
                 let root = machine.root_again();
-                machine.fault_once(1, &root, ADDRESS, WRITES);
+                machine.fault_once(&root, ADDRESS, WRITES);
                 machine.shadow.read().unwrap().release_root(root);
             })
         };
         point();
         map_page(&machine.memory.0, ADDRESS, NEW | USED);
-        machine.flush(2);
+        machine.flush();
         assert_ne!(page(&machine, &root, ADDRESS), Some(OLD));
         fault.join().unwrap();
         assert_ne!(page(&machine, &root, ADDRESS), Some(OLD));
@@ -122,16 +123,16 @@ fn nothing_stale_is_installed_in_a_table_that_was_there() {
         let root = machine.root();
         map_page(&machine.memory.0, ADDRESS, OLD | USED);
         map_page(&machine.memory.0, NEXT, OLD | USED);
-        quietly(|| machine.fault_once(1, &root, NEXT, WRITES));
+        quietly(|| machine.fault_once(&root, NEXT, WRITES));
 
         // Two faults with marks of their own, and two flushes.
         let threads: Vec<_> = [1, 2]
             .into_iter()
-            .map(|who| {
+            .map(|_| {
                 let machine = machine.clone();
                 thread::spawn(move || {
                     let root = machine.root_again();
-                    machine.fault_once(who, &root, ADDRESS, WRITES);
+                    machine.fault_once(&root, ADDRESS, WRITES);
                     machine.shadow.read().unwrap().release_root(root);
                 })
             })
@@ -139,12 +140,12 @@ fn nothing_stale_is_installed_in_a_table_that_was_there() {
         let other = {
             let machine = machine.clone();
             thread::spawn(move || {
-                machine.flush(4);
+                machine.flush();
             })
         };
         point();
         map_page(&machine.memory.0, ADDRESS, NEW | USED);
-        machine.flush(3);
+        machine.flush();
         assert_ne!(page(&machine, &root, ADDRESS), Some(OLD));
         for thread in threads.into_iter().chain([other]) {
             thread.join().unwrap();
@@ -160,7 +161,7 @@ fn what_may_not_be_written_any_more_is_not_writable_after_a_flush() {
         let machine = Machine::new();
         let root = machine.root();
         map_page(&machine.memory.0, ADDRESS, OLD | USED);
-        quietly(|| machine.fault_once(1, &root, ADDRESS, WRITES));
+        quietly(|| machine.fault_once(&root, ADDRESS, WRITES));
 
         let threads: Vec<_> = [1, 2]
             .into_iter()
@@ -169,8 +170,8 @@ fn what_may_not_be_written_any_more_is_not_writable_after_a_flush() {
                 thread::spawn(move || {
                     let root = machine.root_again();
                     match who {
-                        1 => drop(machine.fault_once(who, &root, ADDRESS, WRITES)),
-                        _ => drop(machine.flush(who)),
+                        1 => drop(machine.fault_once(&root, ADDRESS, WRITES)),
+                        _ => drop(machine.flush()),
                     }
                     machine.shadow.read().unwrap().release_root(root);
                 })
@@ -179,7 +180,7 @@ fn what_may_not_be_written_any_more_is_not_writable_after_a_flush() {
         point();
         let entry = entry_of(ADDRESS, Level::Page4K);
         machine.memory.0.set(entry, (OLD | USED) & !WRITE);
-        machine.flush(3);
+        machine.flush();
         let is_writable = |found: Translation| found.permissions.has(Permissions::WRITE);
         assert!(!machine.translate(&root, ADDRESS).is_some_and(is_writable));
         for thread in threads {
@@ -196,7 +197,7 @@ fn a_table_that_l1_replaces_is_detached_once() {
         let machine = Machine::new();
         let root = machine.root();
         map_page(&machine.memory.0, ADDRESS, OLD | USED);
-        quietly(|| machine.fault_once(1, &root, ADDRESS, WRITES));
+        quietly(|| machine.fault_once(&root, ADDRESS, WRITES));
         let directory = entry_of(ADDRESS, Level::Page2M);
         let other = TOP + 0x60_0000;
         machine.memory.0.set(other + 3 * 8, NEW | USED);
@@ -208,8 +209,8 @@ fn a_table_that_l1_replaces_is_detached_once() {
                 thread::spawn(move || {
                     let root = machine.root_again();
                     match who {
-                        4 => drop(machine.flush(who)),
-                        _ => drop(machine.fault_once(who, &root, ADDRESS, WRITES)),
+                        4 => drop(machine.flush()),
+                        _ => drop(machine.fault_once(&root, ADDRESS, WRITES)),
                     }
                     machine.shadow.read().unwrap().release_root(root);
                 })
@@ -217,7 +218,7 @@ fn a_table_that_l1_replaces_is_detached_once() {
             .collect();
         point();
         machine.memory.0.set(directory, other | RWX | ACCESSED);
-        machine.flush(3);
+        machine.flush();
         assert_ne!(page(&machine, &root, ADDRESS), Some(OLD));
         machine.reclaim();
         for thread in threads {
@@ -242,7 +243,7 @@ fn a_root_that_is_dropped_while_others_fault_is_empty_or_new() {
 
         let threads: Vec<_> = [1, 2]
             .into_iter()
-            .map(|who| {
+            .map(|_| {
                 let machine = machine.clone();
                 thread::spawn(move || {
                     let found = machine.shadow.read().unwrap().find_root(&machine.key);
@@ -253,7 +254,7 @@ fn a_root_that_is_dropped_while_others_fault_is_empty_or_new() {
                             shadow.load_root(&machine.key, &NoReports).unwrap()
                         }
                     };
-                    let mapped = machine.fault(who, &root, ADDRESS, READS);
+                    let mapped = machine.fault(&root, ADDRESS, READS);
                     assert!(matches!(mapped, Some(Mapped::Done { .. })), "{mapped:?}");
                     let shadow = machine.shadow.read().unwrap();
                     assert!(
@@ -283,7 +284,7 @@ fn aging_and_flushing_and_faulting_lose_nothing() {
         let machine = Machine::new();
         let root = machine.root();
         map_page(&machine.memory.0, ADDRESS, OLD | USED);
-        quietly(|| machine.fault_once(1, &root, ADDRESS, READS));
+        quietly(|| machine.fault_once(&root, ADDRESS, READS));
 
         let threads: Vec<_> = [1, 2, 3]
             .into_iter()
@@ -292,8 +293,8 @@ fn aging_and_flushing_and_faulting_lose_nothing() {
                 thread::spawn(move || {
                     let root = machine.root_again();
                     match who {
-                        1 => drop(machine.fault(who, &root, ADDRESS, WRITES)),
-                        2 => drop(machine.flush(who)),
+                        1 => drop(machine.fault(&root, ADDRESS, WRITES)),
+                        2 => drop(machine.flush()),
                         _ => {
                             let frames = Frames::new(Gpa::from_raw(OLD), 0x1000);
                             let shadow = machine.shadow.read().unwrap();
@@ -332,9 +333,9 @@ fn no_write_to_a_table_is_missed_while_it_begins_to_be_tracked() {
         map_page(&machine.memory.0, ADDRESS, OLD | USED);
         let protected = Arc::new(quietly(|| Probe::new(0)));
         quietly(|| {
-            machine.fault_once(1, &root, ADDRESS, WRITES);
+            machine.fault_once(&root, ADDRESS, WRITES);
             for _ in 0..3 {
-                machine.flush(1);
+                machine.flush();
             }
         });
 
@@ -347,7 +348,6 @@ fn no_write_to_a_table_is_missed_while_it_begins_to_be_tracked() {
                     &machine.memory,
                     &Protector(&protected),
                     &NoTlbs,
-                    Installer(2),
                     &NoReports,
                 );
             })
@@ -361,10 +361,10 @@ fn no_write_to_a_table_is_missed_while_it_begins_to_be_tracked() {
             protected.store(0);
         }
         map_page(&machine.memory.0, ADDRESS, NEW | USED);
-        machine.flush(3);
+        machine.flush();
         assert_ne!(page(&machine, &root, ADDRESS), Some(OLD));
         settle.join().unwrap();
-        machine.flush(3);
+        machine.flush();
         assert_ne!(page(&machine, &root, ADDRESS), Some(OLD));
         machine.check();
     });

@@ -131,7 +131,7 @@ impl Machine {
                 allowed: BTreeMap::new(),
             });
         }
-        machine.learn();
+        machine.map_everything();
         machine
     }
 
@@ -152,11 +152,7 @@ impl Machine {
                 .format
                 .entry(Gpa::from_raw(table), L2Gpa::from_raw(address), level)
                 .into_raw();
-            let raw = if self.format.is_legacy() {
-                self.world.memory.get(at & !7) >> ((at & 4) * 8) & 0xffff_ffff
-            } else {
-                self.world.memory.get(at)
-            };
+            let raw = self.read(at);
             if let Some(flags) = self.format.accessed_dirty(level) {
                 // What was never used by a walk is in no TLB.
                 if raw & flags.accessed == 0 {
@@ -294,32 +290,93 @@ impl Machine {
             }
     }
 
-    /// Writes to a table of L1, as L1 or L2.
-    fn write(&mut self, edit: Edit) {
+    /// Lets L1 map a page at each address of the test, by tables one below the other.
+    fn map_everything(&mut self) {
+        for level in 1..=self.format.top().number() {
+            for index in 0..8u8 {
+                let is_page = level == 1;
+                let table = self.format.top().number() - level;
+                self.write(Edit {
+                    table,
+                    index: index << 3 | (level - 1),
+                    target: if is_page { index } else { table + 1 },
+                    bits: 0x7f,
+                    shape: if is_page { 4 } else { 0 },
+                });
+            }
+        }
+    }
+
+    /// Returns where an entry is that an edit means.
+    fn place(&self, edit: &Edit) -> (Level, u64) {
         let level = Level::from_number(edit.index % self.format.top().number() + 1).unwrap();
         let choices = indexes(&self.format, level);
         let index = choices[usize::from(edit.index >> 3) % choices.len()];
-        let table = TOP + u64::from(edit.table) * 0x1000;
+        (
+            level,
+            TOP + u64::from(edit.table) * 0x1000 + index * self.format.entry_size().bytes(),
+        )
+    }
+
+    /// Changes bits of an entry, and leaves what it refers to.
+    fn change(&mut self, table: u8, index: u8, bits: u8) {
+        let edit = Edit {
+            table,
+            index,
+            target: 0,
+            bits,
+            shape: 0,
+        };
+        let (_, at) = self.place(&edit);
+        let old = self.read(at);
+        let [a, b, c, d] = match self.format {
+            Format::Ept(_) => [WRITE, DIRTY, ACCESSED, EXECUTE],
+            Format::Npt(_) => [npt::WRITE, npt::DIRTY, npt::ACCESSED, npt::PRESENT],
+        };
+        // Mostly what makes less of it.
+        let raw = match bits % 8 {
+            0 | 1 => old & !a,
+            2 | 3 => old & !b,
+            4 => old & !c,
+            5 => old & !d,
+            6 => old & !(a | b),
+            _ => old | a,
+        };
+        self.set(at, raw);
+    }
+
+    fn read(&self, at: u64) -> u64 {
+        if self.format.is_legacy() {
+            self.world.memory.get(at & !7) >> ((at & 4) * 8) & 0xffff_ffff
+        } else {
+            self.world.memory.get(at)
+        }
+    }
+
+    fn set(&mut self, at: u64, raw: u64) {
+        if self.format.is_legacy() {
+            self.world.memory.set_small(at, raw & 0xffff_ffff);
+        } else {
+            self.world.memory.set(at, raw);
+        }
+        self.learn();
+    }
+
+    /// Writes to a table of L1, as L1 or L2.
+    fn write(&mut self, edit: Edit) {
+        let (level, at) = self.place(&edit);
         let mut raw = self.entry(edit);
-        if matches!(
+        let is_pointer = matches!(
             self.format,
             Format::Npt(Npt {
                 paging: Paging::Pae,
                 ..
             })
-        ) && level == Level::Page1G
-            && edit.table < 2
-        {
+        ) && level == Level::Page1G;
+        if is_pointer && edit.table < 2 {
             raw &= !0x80 & 0x000f_ffff_ffff_f001;
         }
-        if self.format.is_legacy() {
-            self.world
-                .memory
-                .set_small(table + index * 4, raw & 0xffff_ffff);
-        } else {
-            self.world.memory.set(table + index * 8, raw);
-        }
-        self.learn();
+        self.set(at, raw);
     }
 
     fn flush_tlbs(&mut self) {
@@ -369,8 +426,28 @@ impl Machine {
         }
     }
 
-    /// Handles a fault of L2, until it has a translation or the fault is L1's.
+    /// Handles a fault of L2, until it has a translation or the fault is L1's. In both cases, what
+    /// the processor uses for the address is new.
     fn fault(&mut self, cpu: usize, address: u64, access: Access, intent: Intent) -> bool {
+        let is_mapped = self.try_to_map(cpu, address, access, intent);
+        if intent == Intent::Demand {
+            if !is_mapped {
+                let root = self.cpus[cpu].root.as_ref().unwrap();
+                let at = L2Gpa::from_raw(address);
+                let world = &self.world;
+                world
+                    .shadow
+                    .invalidate(&world.sequences, root, at, &world.reports);
+            }
+            let top = self.cpus[cpu].key.table.into_raw();
+            self.cpus[cpu].tlb.remove(&address);
+            self.cpus[cpu].allowed.remove(&(top, address));
+            self.learn();
+        }
+        is_mapped
+    }
+
+    fn try_to_map(&mut self, cpu: usize, address: u64, access: Access, intent: Intent) -> bool {
         for _ in 0..100 {
             self.load(cpu);
             let key = self.cpus[cpu].key;
@@ -542,6 +619,13 @@ impl Machine {
                 }
                 self.write(edit);
             }
+            Step::Change { table, index, bits } => {
+                let page = TOP + u64::from(table) * 0x1000;
+                if self.protected.borrow_mut().remove(&page) {
+                    self.world.shadow.tracked_write(Gpa::from_raw(page));
+                }
+                self.change(table, index, bits);
+            }
             Step::Access {
                 cpu,
                 address,
@@ -564,7 +648,6 @@ impl Machine {
                         &world.memory,
                         &Protector(&protected),
                         &world.flushes,
-                        Installer(0),
                         &world.reports,
                     )
                 });

@@ -24,6 +24,8 @@ pub(super) struct Edit {
 pub(super) enum Step {
     /// L1 writes to one of its tables.
     Edit(Edit),
+    /// L1 takes flags and permissions from an entry that it has written, or gives some.
+    Change { table: u8, index: u8, bits: u8 },
     /// L2 accesses an address, and if it can write to a table of L1, it does that.
     Access {
         cpu: u8,
@@ -73,6 +75,9 @@ fn edit() -> impl Strategy<Value = Edit> {
 pub(super) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => edit().prop_map(Step::Edit),
+        8 => (0..4u8, any::<u8>(), any::<u8>()).prop_map(|(table, index, bits)| {
+            Step::Change { table, index, bits }
+        }),
         20 => (0..2u8, any::<u8>(), 0..3u8, edit()).prop_map(|(cpu, address, kind, edit)| {
             Step::Access { cpu, address, kind, edit }
         }),
