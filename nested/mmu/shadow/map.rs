@@ -64,7 +64,8 @@ pub enum Mapped {
     Done {
         /// The page was mapped by an entry of this level.
         level: Level,
-        /// The entry can be written: with [`Tracking::Protect`] the page has to be reported.
+        /// The entry can be written: with [`Tracking::Protect`] the caller reports the page if the
+        /// access is a write.
         is_writable: bool,
     },
     /// There is an entry for MMIO, or there cannot be one: L0 emulates the access.
@@ -430,8 +431,14 @@ impl<P: TablePages> Shadow<P> {
         {
             // The page stays: so do the flags that the processor has set.
             new |= self.hardware().flags(old);
-            if new == old && self.is_made_of(place, made_of) {
-                return done;
+            // Another vCPU may have faulted for a write: this one does not take that back.
+            if (new == old || new == Hardware::without_write(old))
+                && self.is_made_of(place, made_of)
+            {
+                return Mapped::Done {
+                    level,
+                    is_writable: Hardware::is_writable(old),
+                };
             }
         }
         let subject = Subject::Mapped(level, page.into_raw());

@@ -364,6 +364,49 @@ fn writes_are_reported_by_the_way_that_l0_asks_for() {
 }
 
 #[test]
+fn a_late_fault_takes_nothing_back() {
+    let mut world = World::new();
+    let root = world.root();
+    world.guest_map(ADDRESS, 0x7000 | RWX | ACCESSED | DIRTY);
+    let logged = |page| Backing {
+        tracking: Tracking::Protect,
+        ..backing(page)
+    };
+    let _ = world.fault_with(&root, ADDRESS, WRITES, logged).unwrap();
+    let mapped = world.fault_with(&root, ADDRESS, READS, logged);
+    assert!(matches!(
+        mapped,
+        Ok(Mapped::Done {
+            is_writable: true,
+            ..
+        })
+    ));
+    assert!(!world.shadow.owes_flush());
+    // But L0 does, and so does L1.
+    let frames = Frames::new(Gpa::from_raw(0x7000), 0x1000);
+    let _ = world.shadow.write_protect(&frames);
+    let mapped = world.fault_with(&root, ADDRESS, READS, logged);
+    assert!(matches!(
+        mapped,
+        Ok(Mapped::Done {
+            is_writable: false,
+            ..
+        })
+    ));
+    let _ = world.fault_with(&root, ADDRESS, WRITES, logged).unwrap();
+    world.guest_map(ADDRESS, 0x7000 | READ | ACCESSED | DIRTY);
+    let mapped = world.fault_with(&root, ADDRESS, READS, logged);
+    assert!(matches!(
+        mapped,
+        Ok(Mapped::Done {
+            is_writable: false,
+            ..
+        })
+    ));
+    world.shadow.check();
+}
+
+#[test]
 fn the_memory_type_is_that_of_l1_where_l0_says_so() {
     let mut world = World::new();
     let root = world.root();
