@@ -38,6 +38,7 @@ mod macros;
 
 pub mod address;
 pub mod checked;
+pub mod entries;
 pub mod exits;
 pub mod memory;
 pub mod mmu;
