@@ -192,6 +192,32 @@ fn what_may_not_be_written_any_more_is_not_writable_after_a_flush() {
 }
 
 #[test]
+fn a_flush_that_is_late_brings_nothing_back() {
+    explore(1000, || {
+        let machine = Machine::new();
+        let root = machine.root();
+        map_page(&machine.memory.0, ADDRESS, OLD | USED);
+        quietly(|| machine.fault_once(&root, ADDRESS, WRITES));
+        // One flush finds that the page may not be written any more, another that it is gone.
+        let entry = entry_of(ADDRESS, Level::Page4K);
+        machine.memory.0.set(entry, (OLD | USED) & !WRITE);
+
+        let late = {
+            let machine = machine.clone();
+            thread::spawn(move || machine.flush())
+        };
+        point();
+        machine.memory.0.set(entry, 0);
+        machine.flush();
+        assert_eq!(page(&machine, &root, ADDRESS), None);
+        late.join().unwrap();
+        assert_eq!(page(&machine, &root, ADDRESS), None);
+        machine.check();
+        assert_eq!(quietly(|| machine.shadow.read().unwrap().leaves()), 0);
+    });
+}
+
+#[test]
 fn a_table_that_l1_replaces_is_detached_once() {
     explore(700, || {
         let machine = Machine::new();

@@ -401,7 +401,10 @@ impl Machine {
                 self.fault(usize::from(cpu), address, READS, Intent::Speculative);
             }
             Step::Flush { cpu, is_all } => self.flush(usize::from(cpu), is_all),
-            Step::Settle => {
+            Step::Settle { flushes } => {
+                for _ in 0..flushes {
+                    self.flush(0, true);
+                }
                 let protected = RefCell::new(self.protected.take());
                 self.with_flushes(|world| {
                     world.shadow.settle(

@@ -37,8 +37,8 @@ pub(super) enum Step {
     Prefault { cpu: u8, address: u8 },
     /// L1 flushes on a processor.
     Flush { cpu: u8, is_all: bool },
-    /// L0 tracks calm tables.
-    Settle,
+    /// L0 tracks calm tables, perhaps after L1 has flushed often.
+    Settle { flushes: u8 },
     /// L0 moves pages.
     Unmap { page: u8, count: u8 },
     /// L0 reads which pages are dirty.
@@ -83,7 +83,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         }),
         3 => (0..2u8, any::<u8>()).prop_map(|(cpu, address)| Step::Prefault { cpu, address }),
         4 => (0..2u8, any::<bool>()).prop_map(|(cpu, is_all)| Step::Flush { cpu, is_all }),
-        3 => Just(Step::Settle),
+        4 => (0..4u8).prop_map(|flushes| Step::Settle { flushes }),
         2 => (any::<u8>(), 1..4u8).prop_map(|(page, count)| Step::Unmap { page, count }),
         2 => Just(Step::DirtyPass),
         1 => (0..3u8).prop_map(|tracking| Step::Log { tracking }),
