@@ -14,6 +14,14 @@ use super::shadow::word::Word;
 use crate::address::Gpa;
 use crate::memory::{EntrySize, Exchange, GuestTables, Inaccessible};
 
+/// By how much more than usual tests shall try at random: `NESTED_TEST_SCALE`, or 1.
+pub(crate) fn scale() -> u32 {
+    std::env::var("NESTED_TEST_SCALE")
+        .ok()
+        .and_then(|scale| scale.parse().ok())
+        .unwrap_or(1)
+}
+
 /// What another vCPU does when an address is read.
 type Interference = Box<dyn FnMut(&Memory, u64) + Send>;
 

@@ -17,6 +17,7 @@ use shuttle::{thread, Config as ShuttleConfig, Runner};
 
 /// Runs a test in many orders.
 fn explore(iterations: usize, test: impl Fn() + Send + Sync + 'static) {
+    let iterations = iterations * crate::mmu::testing::scale() as usize;
     let test = Arc::new(test);
     let mut config = ShuttleConfig::new();
     config.stack_size = 1 << 19;

@@ -30,7 +30,7 @@ macro_rules! models {
     ($( $(#[$meta:meta])* $name:ident: $format:expr; )*) => {
         proptest! {
             #![proptest_config(ProptestConfig {
-                cases: 192,
+                cases: 192 * crate::mmu::testing::scale(),
                 failure_persistence: None,
                 ..ProptestConfig::default()
             })]
