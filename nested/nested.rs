@@ -6,7 +6,8 @@
 //! that builds in the kernel and on any host alike. It does not know KVM: the crates in `rust/`
 //! connect the two.
 //!
-//! VMX is in [`vmx`], SVM in [`svm`]; what both share is beside them.
+//! VMX is in [`vmx`], SVM in [`svm`], the page tables of both in [`mmu`]; what they share is beside
+//! them.
 
 #![cfg_attr(not(any(test, MODULE)), no_std)]
 #![forbid(unsafe_code)]
@@ -25,7 +26,9 @@
     allow(
         clippy::arithmetic_side_effects,
         clippy::cast_possible_truncation,
+        clippy::expect_used,
         clippy::indexing_slicing,
+        clippy::panic,
         clippy::unwrap_used
     )
 )]
@@ -38,5 +41,6 @@ pub mod checked;
 pub mod entries;
 pub mod exits;
 pub mod memory;
+pub mod mmu;
 pub mod svm;
 pub mod vmx;

@@ -4,6 +4,7 @@
 
 use super::capability::msrs::{ept, join, vpid, Msrs};
 use crate::address::Gpa;
+use crate::mmu::level::Level;
 
 /// `IA32_VMX_EPT_VPID_CAP` (SDM, "VPID and EPT Capabilities").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,10 @@ impl EptVpidCapability {
     pub const WALK_4: u64 = join(ept::PAGE_WALK_4, 0);
     /// Page walks of 5 levels.
     pub const WALK_5: u64 = join(ept::PAGE_WALK_5, 0);
+    /// Pages of 2 MiB.
+    pub const PAGE_2M: u64 = join(ept::PAGE_2MB, 0);
+    /// Pages of 1 GiB.
+    pub const PAGE_1G: u64 = join(ept::PAGE_1GB, 0);
     /// Uncacheable paging structures.
     pub const UNCACHEABLE: u64 = join(ept::UC, 0);
     /// Write-back paging structures.
@@ -85,6 +90,16 @@ impl Eptp {
     /// Returns the address of the top-level table.
     pub const fn table(self) -> Gpa {
         Gpa::from_raw(self.0).page()
+    }
+
+    /// Returns the level of that table.
+    pub const fn top(self) -> Level {
+        // The check leaves these two lengths of a walk.
+        if self.0 & Self::WALK_LENGTH == 4 << 3 {
+            Level::Table256T
+        } else {
+            Level::Table512G
+        }
     }
 
     /// Returns whether the tables have accessed and dirty flags.

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Neighbours of a page that a fault has mapped.
+
+use super::hardware::Content;
+use super::map::{Backing, Cause, Installation, Mapped, Target, Tracking};
+use super::root::RootUse;
+use super::table::{Kind, TablePages};
+use super::word::Word;
+use super::{DirtyPages, Shadow};
+use crate::address::Gpa;
+use crate::mmu::level::Level;
+use crate::mmu::walk::{Walk, NEIGHBOURS};
+
+/// What L0 has for pages of L1, as far as it is known at once.
+pub trait Backings {
+    /// Returns what there is for a page, if it is in memory and can be had without waiting.
+    fn resident(&self, page: Gpa) -> Option<Backing>;
+}
+
+impl<P: TablePages> Shadow<P> {
+    /// Maps what L1 has around the page of a walk and L0 has in memory. Returns how many pages.
+    ///
+    /// Only entries that are empty, and whose flags L1's entry has already, are made.
+    pub fn prefetch(
+        &self,
+        install: &Installation<'_, P::Word, impl DirtyPages>,
+        root: &RootUse,
+        walk: &Walk,
+        backings: &impl Backings,
+    ) -> u32 {
+        let Some(key) = self.live(root.handle).and_then(|table| table.key) else {
+            return 0;
+        };
+        let Some(handle) = self.table_at(root.handle, walk.address, Level::Page4K) else {
+            return 0;
+        };
+        let mut count = 0u32;
+
+        for number in 0..NEIGHBOURS {
+            let Some(found) = walk.neighbour(&key.format, number) else {
+                continue;
+            };
+            let Some(place) = self.place(handle, found.address) else {
+                return count;
+            };
+            let is_made_of_this_table = place.table.kind() == Kind::Guest
+                && walk
+                    .step(Level::Page4K)
+                    .is_some_and(|step| Gpa::from_raw(place.table.source()).page() == step.table);
+            if !is_made_of_this_table {
+                return count;
+            }
+            let content = self.hardware().content(place.word.load(), Level::Page4K);
+            if content != Content::Empty {
+                continue;
+            }
+            let Some(mut backing) = backings.resident(found.page) else {
+                continue;
+            };
+            if backing.tracking == Tracking::Flag {
+                // Nobody reports it if the flag is set with the entry.
+                backing.tracking = Tracking::Protect;
+            }
+            let target = Target::Memory(backing);
+            match self.map_leaf(install, &place, &key, &found, Cause::Neighbour, &target) {
+                Mapped::Done { .. } => count = count.saturating_add(1),
+                _ => return count,
+            }
+        }
+        count
+    }
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The walk of L1's tables.
+
+use super::access::{Access, Permissions};
+use super::entry::Decoded;
+use super::format::{Format, RootKey};
+use super::level::Level;
+use crate::address::{Gpa, L2Gpa};
+use crate::memory::{EntrySize, Exchange, GuestTables};
+
+/// How often a walk begins again because L1 changed what it had read.
+const ATTEMPTS: usize = 8;
+
+/// Entries of the lowest level that are read at a time.
+pub const NEIGHBOURS: usize = 8;
+
+/// Why an access was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// An entry is not present, or the tables do not cover the address.
+    NotPresent,
+    /// A table is where L1 has no memory that can be read.
+    Inaccessible,
+    /// An entry has something that it must not have.
+    Reserved,
+    /// All entries are present, but do not permit the access.
+    Forbidden,
+    /// The access makes the page dirty, and L1's log of such pages is full.
+    LogFull,
+}
+
+/// An access that L1's tables do not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub why: Why,
+    /// What all of the entries that were used permit; nothing if one is not present.
+    pub permitted: Permissions,
+}
+
+/// Why there is no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It is for L1 to handle.
+    Refused(Refusal),
+    /// L1 keeps changing the entries, or flags would have to be set by a mere speculation. L2 may
+    /// try again.
+    Again,
+}
+
+/// Why a walk is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// L2 made the access: flags are set.
+    Demand,
+    /// L2 may make the access: nothing is written.
+    Speculative,
+}
+
+/// L1's log of the pages that become dirty cannot take more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogFull;
+
+/// Where pages that become dirty in L1's tables are recorded (SDM, "Page-Modification Logging").
+pub trait DirtyLog {
+    /// Records a page.
+    fn record(&self, page: L2Gpa) -> Result<(), LogFull>;
+}
+
+/// L1 has no log.
+impl DirtyLog for () {
+    fn record(&self, _page: L2Gpa) -> Result<(), LogFull> {
+        Ok(())
+    }
+}
+
+/// An entry that a walk used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The table that it is in.
+    pub table: Gpa,
+    /// What it was, with the flags that the walk set.
+    pub raw: u64,
+}
+
+/// What the walk found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// What was translated.
+    pub address: L2Gpa,
+    /// The page of L1 that it is in.
+    pub page: Gpa,
+    /// The level of the entry that maps it.
+    pub level: Level,
+    /// What that entry permits. Writing is not among it as long as the page is not dirty.
+    pub permissions: Permissions,
+    /// As in [`Decoded::Page`].
+    pub memory_type: u8,
+    steps: [Option<Step>; 5],
+    neighbours: [u64; NEIGHBOURS],
+}
+
+impl Walk {
+    /// Returns the entry that was used at a level.
+    pub fn step(&self, level: Level) -> Option<Step> {
+        self.steps
+            .get(usize::from(level.number().wrapping_sub(1)))
+            .copied()
+            .flatten()
+    }
+
+    /// Returns what the walk would have found for the page with a number in the group of
+    /// [`neighbours()`](Self::neighbours), if L2 can use it without any flag being set.
+    pub fn neighbour(&self, format: &Format, number: usize) -> Option<Self> {
+        let raw = *self.neighbours()?.get(number)?;
+        let Decoded::Page {
+            page,
+            permissions,
+            memory_type,
+        } = format.decode(raw, Level::Page4K)
+        else {
+            return None;
+        };
+        let mut found = *self;
+        found.address = L2Gpa::from_raw(
+            self.address.into_raw() & !0x7fff | u64::try_from(number).ok()?.wrapping_shl(12),
+        );
+        found.page = page;
+        found.permissions = permissions;
+        found.memory_type = memory_type;
+        found.steps.first_mut()?.as_mut()?.raw = raw;
+
+        if let Some(flags) = format.accessed_dirty(Level::Page4K) {
+            if raw & flags.accessed == 0 {
+                return None;
+            }
+            if raw & flags.dirty == 0 {
+                found.permissions = permissions.without(Permissions::WRITE);
+            }
+        }
+        Some(found)
+    }
+
+    /// Returns the entries of the lowest level around the one that was used, which includes it.
+    /// The first is for the address rounded down to as many pages.
+    pub fn neighbours(&self) -> Option<&[u64; NEIGHBOURS]> {
+        (self.level == Level::Page4K).then_some(&self.neighbours)
+    }
+}
+
+/// Translates an address of L2.
+///
+/// Each entry is read once. Accessed and dirty flags are set as the processor would, each by a
+/// compare-exchange with what was read; if L1 has changed the entry meanwhile, the walk begins
+/// again.
+pub fn walk(
+    memory: &impl GuestTables,
+    log: &impl DirtyLog,
+    key: &RootKey,
+    address: L2Gpa,
+    access: Access,
+    intent: Intent,
+) -> Result<Walk, Stop> {
+    if !key.format.covers(address) {
+        return Err(refuse(Why::NotPresent, Permissions::NONE));
+    }
+    for _ in 0..ATTEMPTS {
+        let (mut found, permitted) = descend(memory, key, address)?;
+
+        if !key.format.permits(permitted, access) {
+            return Err(refuse(Why::Forbidden, permitted));
+        }
+        match mark(memory, log, &key.format, &mut found, access, intent)? {
+            Marking::Done => return Ok(found),
+            Marking::Changed => {}
+        }
+    }
+    Err(Stop::Again)
+}
+
+const fn refuse(why: Why, permitted: Permissions) -> Stop {
+    Stop::Refused(Refusal { why, permitted })
+}
+
+/// Reads the entry for an address, and at the lowest level those around it.
+fn read(
+    memory: &impl GuestTables,
+    format: &Format,
+    table: Gpa,
+    address: L2Gpa,
+    level: Level,
+    neighbours: &mut [u64; NEIGHBOURS],
+) -> Result<u64, Stop> {
+    const INACCESSIBLE: Stop = refuse(Why::Inaccessible, Permissions::NONE);
+
+    let size = format.entry_size();
+    let entry = format.entry(table, address, level);
+
+    if level != Level::Page4K {
+        let mut raw = [0];
+        memory
+            .read_entries(entry, size, &mut raw)
+            .map_err(|_| INACCESSIBLE)?;
+        return Ok(raw[0]);
+    }
+    let group = match size {
+        EntrySize::Four => 31,
+        EntrySize::Eight => 63,
+    };
+    let first = Gpa::from_raw(entry.into_raw() & !group);
+    memory
+        .read_entries(first, size, neighbours)
+        .map_err(|_| INACCESSIBLE)?;
+    let index = (address.into_raw() >> 12) & 7;
+    neighbours
+        .iter()
+        .zip(0u64..)
+        .find_map(|(raw, at)| (at == index).then_some(*raw))
+        .ok_or(INACCESSIBLE)
+}
+
+/// Reads entries from the top to the one that maps the page; returns what all of them permit, too.
+fn descend(
+    memory: &impl GuestTables,
+    key: &RootKey,
+    address: L2Gpa,
+) -> Result<(Walk, Permissions), Stop> {
+    let format = &key.format;
+    let mut steps = [None; 5];
+    let mut neighbours = [0; NEIGHBOURS];
+    let mut permitted = Permissions::ALL;
+    let mut table = key.table;
+    let mut next = Some(format.top());
+
+    while let Some(level) = next {
+        let raw = read(memory, format, table, address, level, &mut neighbours)?;
+        if let Some(step) = steps.get_mut(usize::from(level.number().wrapping_sub(1))) {
+            *step = Some(Step { table, raw });
+        }
+        match format.decode(raw, level) {
+            Decoded::NotPresent => return Err(refuse(Why::NotPresent, Permissions::NONE)),
+            Decoded::Reserved => return Err(refuse(Why::Reserved, Permissions::NONE)),
+            Decoded::Table {
+                table: below,
+                permissions,
+            } => {
+                permitted = permitted & permissions;
+                table = below;
+                next = level.below();
+            }
+            Decoded::Page {
+                page,
+                permissions,
+                memory_type,
+            } => {
+                let size: u64 = if format.is_legacy() && level == Level::Page2M {
+                    4 << 20
+                } else {
+                    level.size()
+                };
+                let within = address.into_raw() & size.wrapping_sub(1);
+                let found = Walk {
+                    address,
+                    page: Gpa::from_raw(page.into_raw() | within).page(),
+                    level,
+                    permissions,
+                    memory_type,
+                    steps,
+                    neighbours,
+                };
+                return Ok((found, permitted & permissions));
+            }
+        }
+    }
+    // An entry of the lowest level always maps a page.
+    Err(refuse(Why::NotPresent, Permissions::NONE))
+}
+
+/// What became of setting flags.
+#[must_use]
+enum Marking {
+    /// They are set.
+    Done,
+    /// L1 has changed an entry.
+    Changed,
+}
+
+/// Sets accessed and dirty flags in the entries of a walk.
+fn mark(
+    memory: &impl GuestTables,
+    log: &impl DirtyLog,
+    format: &Format,
+    found: &mut Walk,
+    access: Access,
+    intent: Intent,
+) -> Result<Marking, Stop> {
+    let writes = format.writes(access);
+
+    for level in Level::ALL.into_iter().rev() {
+        let Some(step) = found
+            .steps
+            .get_mut(usize::from(level.number().wrapping_sub(1)))
+            .and_then(Option::as_mut)
+        else {
+            continue;
+        };
+        let Some(flags) = format.accessed_dirty(level) else {
+            continue;
+        };
+        let is_page = level == found.level;
+        let dirty = if is_page && writes { flags.dirty } else { 0 };
+        let wanted = step.raw | flags.accessed | dirty;
+
+        if wanted != step.raw {
+            if intent == Intent::Speculative {
+                return Err(Stop::Again);
+            }
+            if dirty & !step.raw != 0 {
+                log.record(found.address.page())
+                    .map_err(|_| refuse(Why::LogFull, Permissions::NONE))?;
+            }
+            let entry = format.entry(step.table, found.address, level);
+            match memory.compare_exchange(entry, format.entry_size(), step.raw, wanted) {
+                Ok(Exchange::Done) => step.raw = wanted,
+                Ok(Exchange::Changed) => return Ok(Marking::Changed),
+                // As in ROM, which has no flags to keep.
+                Ok(Exchange::ReadOnly) => {}
+                Err(_) => return Err(refuse(Why::Inaccessible, Permissions::NONE)),
+            }
+        }
+        // The first write has to come here for the dirty flag.
+        if is_page && !writes && step.raw & flags.dirty == 0 {
+            found.permissions = found.permissions.without(Permissions::WRITE);
+        }
+    }
+    Ok(Marking::Done)
+}
+
+#[cfg(test)]
+mod tests;
