@@ -6,9 +6,9 @@ use std::arch::asm;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
-use kvm_bindings::KVM_MP_STATE_INIT_RECEIVED;
+use kvm_bindings::{kvm_mp_state, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE};
 use selftests::expect;
-use selftests::guest::code::{peek, poke, report, DONE};
+use selftests::guest::code::{peek, report, DONE};
 use selftests::guest::driver::driver;
 use selftests::guest::layout::VMRUN_ADDRESS;
 use selftests::guest::machine::{heard, run, start, Interrupts, Stop};
@@ -31,12 +31,18 @@ pub fn points() -> Vec<Point<Fixture>> {
     ]
 }
 
+/// How often the sender looks whether L2 runs, before it does without.
+const PATIENCE: u64 = 1 << 25;
+
 /// L1 on the other processor: sends INIT to the first one once L2 runs there.
 extern "C" fn sender() -> ! {
     // SAFETY: This is L1.
     unsafe {
-        poke(LOOPS, 0);
-        while peek(LOOPS) < 1000 {}
+        for _ in 0..PATIENCE {
+            if peek(LOOPS) >= 1000 {
+                break;
+            }
+        }
         // The interrupt command of the x2APIC: INIT, asserted, to the processor 0.
         asm!("wrmsr", in("ecx") 0x830, in("eax") 0x4500, in("edx") 0, options(nostack));
         loop {
@@ -55,10 +61,18 @@ fn machine(fixture: &Fixture) -> Result<Machine> {
     }
     machine.start(0, driver)?;
     start(&machine.vcpus[1], 1, &machine.tables, sender)?;
+    // All but the first would wait to be started.
+    let runnable = kvm_mp_state {
+        mp_state: KVM_MP_STATE_RUNNABLE,
+    };
+    machine.vcpus[1]
+        .set_mp_state(runnable)
+        .context("KVM_SET_MP_STATE")?;
     let memory = &machine.memory;
     memory.write(VMRUN_ADDRESS, selftests::guest::layout::VMCB);
     let l2 = memory_test_endless_l2 as *const () as u64;
     vmcb::write(memory, &machine.tables, l2);
+    memory.write(LOOPS, 0u64);
     Ok(machine)
 }
 
