@@ -9,7 +9,7 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 lab = cargo run --quiet --locked --manifest-path tools/lab/Cargo.toml \
 	--target-dir build/cargo --
 
-crates = nested selftests tools/lab tools/workload
+crates = nested selftests tools/lab tools/nested-top tools/workload
 kernel_sources = $(shell find rust -name '*.rs')
 
 help:

@@ -35,6 +35,7 @@ mod macros;
 
 pub mod address;
 pub mod checked;
+pub mod entries;
 pub mod exits;
 pub mod memory;
 pub mod svm;

@@ -2,13 +2,22 @@
 
 //! Statistics of each VM that can use nested virtualization, in debugfs.
 //!
-//! `/sys/kernel/debug/nested/PID-N/exits` has a line for each reason for which L2 has exited: its
-//! name, how many of these exits L0 took, and how many L1 took. `PID` is the process that created
-//! the VM, `N` counts the VMs since the module was loaded.
+//! They are in `/sys/kernel/debug/nested/PID-N`, where `PID` is the process that created the VM and
+//! `N` counts the VMs since the module was loaded:
+//!
+//! - `exits` has a line for each reason for which L2 has exited: its name, how many of these exits
+//!   L0 took, and how many L1 took.
+//! - `entries` has two lines: `entered`, how many entries that L1 asked for were made, and
+//!   `refused`, how many failed a consistency check.
+//! - `failed_checks` has a line for each check that has failed: its name, and how often.
 
 use crate::bindings;
 use core::{
-    ops::Deref,
+    fmt,
+    ops::{
+        Deref,
+        DerefMut, //
+    },
     sync::atomic::AtomicU64, //
 };
 use kernel::{
@@ -18,12 +27,21 @@ use kernel::{
     },
     error::from_result,
     ffi::c_int,
+    new_spinlock,
     prelude::*,
     str::CString,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        SpinLock, //
     }, //
+};
+use nested::entries::{
+    EntryCounter,
+    FailedCheck,
+    FailedChecks, //
 };
 use nested::exits::ExitCounters;
 pub use nested::exits::Reason;
@@ -82,11 +100,76 @@ impl Deref for Cells {
     }
 }
 
+/// The slots of the checks that have failed.
+struct Slots(KVVec<FailedCheck>);
+
+impl Slots {
+    /// More than there are checks.
+    const COUNT: usize = 512;
+
+    fn new() -> Result<Self> {
+        Ok(Self(KVVec::from_elem(
+            FailedCheck::default(),
+            Self::COUNT,
+            GFP_KERNEL_ACCOUNT,
+        )?))
+    }
+}
+
+impl Deref for Slots {
+    type Target = [FailedCheck];
+
+    fn deref(&self) -> &[FailedCheck] {
+        &self.0
+    }
+}
+
+impl DerefMut for Slots {
+    fn deref_mut(&mut self) -> &mut [FailedCheck] {
+        &mut self.0
+    }
+}
+
+/// What is counted of the entries of L2.
+#[pin_data]
+struct Entries {
+    made: EntryCounter<Cells>,
+    #[pin]
+    failed: SpinLock<FailedChecks<Slots>>,
+}
+
+impl Entries {
+    fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            made: EntryCounter::new(Cells::zeroed(EntryCounter::<Cells>::CELLS)?),
+            failed <- new_spinlock!(FailedChecks::new(Slots::new()?)),
+        }? Error)
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let refused = self.failed.lock().total();
+
+        writeln!(f, "entered {}\nrefused {refused}", self.made.total())
+    }
+
+    fn show_failed(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&*self.failed.lock(), f)
+    }
+}
+
+/// What is counted of a VM.
+#[pin_data]
+struct Counters<R: Reason> {
+    exits: ExitCounters<R, Cells>,
+    #[pin]
+    entries: Entries,
+}
+
 /// The statistics of a VM, whose exits of L2 have reasons of type `R`.
 #[pin_data]
 pub struct VmStats<R: Reason> {
     #[pin]
-    exits: Scope<ExitCounters<R, Cells>>,
+    counters: Scope<Counters<R>>,
 }
 
 impl<R: Reason + Send + Sync + 'static> VmStats<R> {
@@ -125,18 +208,24 @@ impl<R: Reason + Send + Sync + 'static> VmStats<R> {
         let number = NEXT_VM.fetch_add(1, Relaxed);
         let name = CString::try_from_fmt(fmt!("{pid}-{number}"))?;
         let cells = Cells::zeroed(ExitCounters::<R, Cells>::CELLS)?;
+        let counters = try_pin_init!(Counters {
+            exits: ExitCounters::new(cells),
+            entries <- Entries::new(),
+        }? Error);
 
         let root = ROOT.lock();
         let root = root.as_ref().ok_or(ENODEV)?;
         let stats = KBox::pin_init(
             try_pin_init!(Self {
-                exits <- root.scope::<_, Error, _>(
-                    Ok(ExitCounters::new(cells)),
-                    &name,
-                    |exits, dir| {
-                        dir.read_callback_file(c"exits", exits, &core::fmt::Display::fmt);
-                    },
-                ),
+                counters <- root.scope::<_, Error, _>(counters, &name, |counters, dir| {
+                    dir.read_callback_file(c"exits", &counters.exits, &fmt::Display::fmt);
+                    dir.read_callback_file(c"entries", &counters.entries, &Entries::show);
+                    dir.read_callback_file(
+                        c"failed_checks",
+                        &counters.entries,
+                        &Entries::show_failed,
+                    );
+                }),
             }? Error),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -178,6 +267,17 @@ impl<R: Reason> VmStats<R> {
 
     /// Returns the counters of the exits of L2.
     pub fn exits(&self) -> &ExitCounters<R, impl Deref<Target = [AtomicU64]>> {
-        &self.exits
+        &self.counters.exits
+    }
+
+    /// Counts an entry of L2 that L1 has asked for, by the vCPU with the index `vcpu`.
+    #[inline]
+    pub fn count_entry(&self, vcpu: usize) {
+        self.counters.entries.made.count(vcpu);
+    }
+
+    /// Counts that the check `name` has refused an entry of L2.
+    pub fn count_failed_check(&self, name: &'static CStr) {
+        self.counters.entries.failed.lock().count(name);
     }
 }

@@ -173,7 +173,9 @@ fn enter_from_l1(svm: &mut SvmVcpu, vmcb12: Gpa, checked: Checked12<'_>) {
     svm.set_run_pending(RunPending::Yes);
     let entered =
         enter(svm, vmcb12, checked, Pdptrs::Load).is_ok() && merge_permission_maps(svm).is_ok();
-    if !entered {
+    if entered {
+        svm.stats().count_entry(svm.index());
+    } else {
         svm.set_run_pending(RunPending::No);
         exit::reflect_simple(svm, ExitCode::INVALID);
     }

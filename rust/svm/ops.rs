@@ -175,9 +175,7 @@ ops! {
             Route::L1 => (Taker::L1, EXIT_DONE),
         };
 
-        // SAFETY: `build()` has put in `vm_init()` of these.
-        let stats = unsafe { svm.vm_stats::<ExitCode>() };
-        stats.exits().count(svm.index(), code, taker);
+        svm.stats().exits().count(svm.index(), code, taker);
         result
     }
 

@@ -3,6 +3,7 @@
 //! A vCPU of kvm-amd.
 
 use core::{
+    ffi::CStr,
     mem::{
         align_of,
         offset_of,
@@ -13,13 +14,15 @@ use core::{
 use kernel::types::Opaque;
 use kvm::{
     bindings,
-    Vcpu, //
+    Vcpu,
+    VmStats, //
 };
 use nested::{
     address::Gpa,
     svm::{
         asid::AddressSpaces,
         check::Pat,
+        exit_code::ExitCode,
         merge::Host,
         permission_map::MsrMap,
         Control12,
@@ -277,6 +280,20 @@ impl SvmVcpu {
         } else {
             Pat::Shared
         }
+    }
+}
+
+impl SvmVcpu {
+    /// Returns the statistics of the VM.
+    pub(crate) fn stats(&self) -> &VmStats<ExitCode> {
+        // SAFETY: The provider's ops have `vm_init()` of these.
+        unsafe { self.vm_stats() }
+    }
+
+    /// Traces and counts that the consistency check `name` has refused an entry of L2.
+    pub(crate) fn trace_failed_check(&self, name: &'static CStr) {
+        self.stats().count_failed_check(name);
+        Vcpu::trace_failed_check(self, name);
     }
 }
 

@@ -180,9 +180,8 @@ ops! {
         let reason = route::reason(vmx);
         let route = route::handle(vmx);
 
-        // SAFETY: `build()` has put in `vm_init()` of these.
-        let stats = unsafe { vmx.vm_stats::<ExitReason>() };
-        stats.exits().count(vmx.index(), reason, Taker::from(route));
+        let taker = Taker::from(route);
+        vmx.stats().exits().count(vmx.index(), reason, taker);
         route == Route::L1
     }
 

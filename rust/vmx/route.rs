@@ -61,11 +61,11 @@ pub(crate) fn handle(vmx: &mut VmxVcpu) -> Route {
 fn trace_refusal(vmx: &VmxVcpu) {
     let error = vmx.vmcs().read32(host_field::VM_INSTRUCTION_ERROR);
 
+    let text = c"hardware VM-instruction error";
+
+    vmx.stats().count_failed_check(text);
     // SAFETY: The tracepoint copies the text.
-    unsafe {
-        let text = c"hardware VM-instruction error";
-        bindings::nested_helper_trace_vmenter_failed(text.as_char_ptr(), error);
-    }
+    unsafe { bindings::nested_helper_trace_vmenter_failed(text.as_char_ptr(), error) }
 }
 
 /// What is known of the exit.

@@ -7,6 +7,7 @@ use crate::vmcs::{
     Vmcs, //
 };
 use core::{
+    ffi::CStr,
     mem::{
         align_of,
         offset_of,
@@ -18,12 +19,14 @@ use kernel::types::Opaque;
 use kvm::{
     bindings,
     Preemption,
-    Vcpu, //
+    Vcpu,
+    VmStats, //
 };
 use nested::{
     address::Gpa,
     vmx::{
         capability::Msrs,
+        exit_reason::ExitReason,
         merge::msr_bitmap::MsrBitmap,
         Vmcs12, //
     }, //
@@ -235,6 +238,20 @@ impl VmxVcpu {
         to.ldt_sel = from.ldt_sel;
         to.ds_sel = from.ds_sel;
         to.es_sel = from.es_sel;
+    }
+}
+
+impl VmxVcpu {
+    /// Returns the statistics of the VM.
+    pub(crate) fn stats(&self) -> &VmStats<ExitReason> {
+        // SAFETY: The provider's ops have `vm_init()` of these.
+        unsafe { self.vm_stats() }
+    }
+
+    /// Traces and counts that the consistency check `name` has refused an entry of L2.
+    pub(crate) fn trace_failed_check(&self, name: &'static CStr) {
+        self.stats().count_failed_check(name);
+        Vcpu::trace_failed_check(self, name);
     }
 }
 

@@ -43,13 +43,16 @@ pub fn points() -> Vec<Point<Fixture>> {
         Point::new("the memory slot of vmcb12 goes and comes", |fixture| {
             disturbed(fixture, 1, slot_goes)
         }),
-        Point::new("all of this at once", |fixture| {
-            disturbed(fixture, 2, |vm, memory, random| match random.below(3) {
-                0 => dirty_logging(vm, memory, random),
-                1 => moves(vm, memory, random),
-                _ => slot_goes(vm, memory, random),
-            })
-        }),
+        // Not the slot: KVM warns when one appears while another processor faults there.
+        Point::new(
+            "two processors, dirty logging and pages that move",
+            |fixture| {
+                disturbed(fixture, 2, |vm, memory, random| match random.below(2) {
+                    0 => dirty_logging(vm, memory, random),
+                    _ => moves(vm, memory, random),
+                })
+            },
+        ),
     ]
 }
 

@@ -2,18 +2,20 @@
 
 //! Guest tests: the programs in `selftests/` that are the host of an L1 and an L2 of their own.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Key};
 use crate::image::rootfs::Rootfs;
 use crate::machine::{self, Limits, Outcome, Run, Status, Target};
 use crate::options::checkout;
 use crate::tap::{TapReport, Verdict};
 use crate::{command, host, step};
 
+use super::kept::{Question, Results};
 use super::lifecycle::{TARGET, remarks};
 use super::selftests::{Test, going_on};
 use super::{Bench, vendor_name};
@@ -90,6 +92,28 @@ pub fn run(bench: &Bench, target: &Target, programs: &Path, label: &str) -> Resu
     })
 }
 
+/// Returns the results with the C provider; they may be kept from an earlier run.
+pub fn base(cache: &Cache, c: &Bench, target: &Target, programs: &Path) -> Result<Results> {
+    let tests = list();
+    let mut key = Key::builder("guest tests");
+    for Test { program, .. } in &tests {
+        key = key.add(program, fs::read(programs.join(program))?);
+    }
+    let question = Question {
+        what: "guest tests, C",
+        bench: c,
+        target,
+        programs: key.finish().to_string(),
+        commands: commands(&tests),
+        tests: &tests,
+    };
+    question.results(cache, |tests| {
+        going_on(tests, "c", |tests, label| {
+            boot(c, target, programs, tests, label)
+        })
+    })
+}
+
 /// Runs programs in one boot of level 0.
 fn boot(
     bench: &Bench,
@@ -131,24 +155,25 @@ fn boot(
 }
 
 /// Returns the results of `ours`, point by point: what passes in `base` must pass there.
-pub fn compare(base: &Outcome, ours: &Outcome) -> Vec<(Verdict, String)> {
+pub fn compare(base: &Results, ours: &Results) -> Vec<(Verdict, String)> {
     let mut verdicts = Vec::new();
     for Test { name, .. } in list() {
-        let find = |outcome: &Outcome| -> Option<TapReport> {
-            let report = outcome.tap.iter().find(|report| report.name == name);
+        let find = |results: &Results| -> Option<TapReport> {
+            let report = results.tap.iter().find(|report| report.name == name);
             report.cloned()
         };
         let base_points = find(base).map(|report| report.points).unwrap_or_default();
         match find(ours) {
             Some(report) => {
-                let remarks = |point: &str| (remarks(base, point), remarks(ours, point));
+                let remarks =
+                    |point: &str| (remarks(&base.lines, point), remarks(&ours.lines, point));
                 verdicts.extend(compare_program(&base_points, &report, remarks));
             }
             None => verdicts.push((Verdict::Failed, format!("{name}: it did not run"))),
         }
     }
-    for (what, outcome) in [("the C provider: ", base), ("", ours)] {
-        if let Status::Failed { reason, excerpt } = &outcome.status {
+    for (what, results) in [("the C provider: ", base), ("", ours)] {
+        if let Status::Failed { reason, excerpt } = &results.status {
             verdicts.push((Verdict::Failed, format!("{what}{reason}\n{excerpt}")));
         }
     }

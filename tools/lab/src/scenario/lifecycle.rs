@@ -119,7 +119,7 @@ pub fn verdicts(outcome: &Outcome) -> Vec<(Verdict, String)> {
     let points = report.map_or(&[][..], |report| report.points.as_slice());
     let mut verdicts: Vec<(Verdict, String)> = points
         .iter()
-        .map(|(name, verdict)| (*verdict, format!("{name}{}", remarks(outcome, name))))
+        .map(|(name, verdict)| (*verdict, format!("{name}{}", remarks(&outcome.lines, name))))
         .collect();
     let failed = |verdicts: &[(Verdict, String)]| {
         verdicts
@@ -143,12 +143,8 @@ pub fn verdicts(outcome: &Outcome) -> Vec<(Verdict, String)> {
 }
 
 /// Returns the lines that the program printed about a point that did not pass.
-pub fn remarks(outcome: &Outcome, point: &str) -> String {
-    let lines: Vec<&str> = outcome
-        .lines
-        .iter()
-        .map(|(_, line)| line.as_str())
-        .collect();
+pub fn remarks(lines: &[(u8, String)], point: &str) -> String {
+    let lines: Vec<&str> = lines.iter().map(|(_, line)| line.as_str()).collect();
     let end = lines
         .iter()
         .position(|line| line.starts_with("not ok ") && line.ends_with(point))

@@ -4,14 +4,15 @@
 
 pub mod guest;
 pub mod harness;
+pub mod jobs;
+pub mod kept;
 pub mod lifecycle;
 pub mod nested;
 pub mod report;
 pub mod selftests;
 pub mod shell;
-pub mod stock;
 pub mod suites;
-pub mod workload;
+pub mod tools;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ use crate::kernel::{self, Kernel, Variant};
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Programs, Target};
 use crate::modules::{self, OurModules};
-use crate::options::{Options, Paging, Vendor, checkout};
+use crate::options::{Options, Paging, Vendor};
 use crate::{archive, command, host};
 
 pub use nested::run;
@@ -198,9 +199,4 @@ fn version(bench: &Bench, engine: Engine) -> Result<String> {
         .map(str::trim)
         .find(|line| line.chars().any(|c| c.is_ascii_digit()));
     Ok(line.unwrap_or("version unknown").to_owned())
-}
-
-/// Returns the directory of the workload's source.
-fn workload_source() -> Result<PathBuf> {
-    Ok(checkout()?.join("tools/workload"))
 }

@@ -2,7 +2,6 @@
 
 //! `lab run`: level 0 boots level 1, which boots level 2, which computes.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -15,10 +14,14 @@ use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
 use crate::options::Options;
 use crate::step;
 
-use super::{Bench, Levels, Provider, report, target, vendor_name, workload};
+use super::tools::{self, Tools};
+use super::{Bench, Levels, Provider, report, target, vendor_name};
 
 /// Seed of the workload; any number would do.
 pub const SEED: u64 = 20_240_601;
+
+/// Where level 0 has the program that shows its counters.
+pub const NESTED_TOP: &str = "/bin/nested-top";
 
 /// A run of the chain of levels with what it must compute.
 pub struct Chain {
@@ -38,12 +41,12 @@ impl Chain {
 }
 
 /// Describes the run.
-pub fn describe(bench: &Bench, target: &Target, levels: Levels, workload: &Path) -> Result<Run> {
+pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Result<Run> {
     let last = levels.last;
     let nest = Nest {
         last,
         kernel: bench.kernel.bzimage.clone(),
-        work: Work::Workload(workload.to_owned()),
+        work: Work::Workload(tools.workload.clone()),
         modules: bench.guest_kvm(target.vendor, levels.paging)?,
         nested: bench.our_module(target.vendor).into_iter().collect(),
         cmdline: CMDLINE.to_owned(),
@@ -53,6 +56,7 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, workload: &Path)
     };
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;
+    files.file(NESTED_TOP, &tools.nested_top);
     Ok(Run {
         name: format!("nested-{}-l{last}", vendor_name(target.vendor)),
         kernel: bench.kernel.bzimage.clone(),
@@ -82,10 +86,10 @@ fn limits(last: u8) -> Limits {
 }
 
 /// Boots the chain and compares what the last level computed with the host.
-pub fn chain(bench: &Bench, target: &Target, levels: Levels, workload: &Path) -> Result<Chain> {
+pub fn chain(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Result<Chain> {
     let last = levels.last;
-    let expected = workload::reference(workload, SEED)?;
-    let run = describe(bench, target, levels, workload)?;
+    let expected = tools::reference(&tools.workload, SEED)?;
+    let run = describe(bench, target, levels, tools)?;
     let name = format!(
         "boot L0 to L{last} ({}, {})",
         vendor_name(target.vendor),
@@ -96,7 +100,7 @@ pub fn chain(bench: &Bench, target: &Target, levels: Levels, workload: &Path) ->
     })?;
     let mismatch = if outcome.passed() {
         let lines = outcome.lines.iter().filter(|(level, _)| *level == last);
-        workload::compare(lines.map(|(_, text)| text.as_str()), &expected)
+        tools::compare(lines.map(|(_, text)| text.as_str()), &expected)
             .err()
             .map(|error| error.to_string())
             .or_else(|| unseen(bench, last, &outcome))
@@ -114,7 +118,14 @@ pub fn chain(bench: &Bench, target: &Target, levels: Levels, workload: &Path) ->
 fn unseen(bench: &Bench, last: u8, outcome: &Outcome) -> Option<String> {
     bench.ours.as_ref()?;
     let blind = (2..=last).find(|guest| report::exits(&outcome.counters, guest - 2).is_empty());
-    blind.map(|guest| format!("our module has counted no exit of L{guest}"))
+    if let Some(guest) = blind {
+        return Some(format!("our module has counted no exit of L{guest}"));
+    }
+    match report::top(&outcome.counters) {
+        Ok(vms) if vms.iter().any(|vm| vm.entered() > 0) => None,
+        Ok(_) => Some("nested-top shows no entry of L2".to_owned()),
+        Err(error) => Some(format!("nested-top: {error:#}")),
+    }
 }
 
 /// Runs the chain that the options ask for and prints the report.
@@ -123,8 +134,8 @@ pub fn run(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitC
     let levels = Levels::asked_for(options, provider)?;
     let variant = Variant::asked_for(options);
     let bench = Bench::prepare(cache, options, variant, provider)?;
-    let workload = workload::build(cache)?;
-    let chain = chain(&bench, &target, levels, &workload)?;
+    let tools = Tools::build(cache)?;
+    let chain = chain(&bench, &target, levels, &tools)?;
     if let Status::Failed { reason, excerpt } = &chain.outcome.status {
         println!(
             "{excerpt}\n\nFAILED: {reason}\nThe whole console: {}",

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde::Deserialize;
 
 use crate::machine::accel::Engine;
 use crate::machine::{Counters, Target};
@@ -41,9 +42,10 @@ pub fn exits(counters: &[Counters], level: u8) -> Vec<(String, Exits)> {
         .filter(|counters| counters.level == level && counters.file.ends_with("/exits"));
     for line in files.flat_map(|counters| counters.text.lines()) {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if let [name, host, guest] = words[..]
-            && let (Ok(host), Ok(guest)) = (host.parse::<u64>(), guest.parse::<u64>())
-        {
+        let [name, host, guest] = words[..] else {
+            continue;
+        };
+        if let (Ok(host), Ok(guest)) = (host.parse::<u64>(), guest.parse::<u64>()) {
             let sum = sums.entry(name).or_default();
             sum.host += host;
             sum.guest += guest;
@@ -56,6 +58,44 @@ pub fn exits(counters: &[Counters], level: u8) -> Vec<(String, Exits)> {
         .collect();
     list.sort_by_key(|(_, exits)| std::cmp::Reverse(exits.sum()));
     list
+}
+
+/// What `nested-top --json` shows of a VM.
+#[derive(Debug, Deserialize)]
+pub struct Top {
+    entries: BTreeMap<String, u64>,
+    failed_checks: BTreeMap<String, u64>,
+}
+
+impl Top {
+    /// Returns how many entries of L2 were made that L1 asked for.
+    pub fn entered(&self) -> u64 {
+        self.entries.get("entered").copied().unwrap_or_default()
+    }
+}
+
+/// Returns what it has shown at level 0, of each VM.
+pub fn top(counters: &[Counters]) -> Result<Vec<Top>> {
+    let shown = counters
+        .iter()
+        .find(|counters| counters.level == 0 && counters.file == "nested-top");
+    // A line of the console has a limit, at which what is longer was folded.
+    let text = shown.context("it did not run")?.text.replace('\n', "");
+    serde_json::from_str(&text).with_context(|| format!("not understood: {text}"))
+}
+
+/// Formats what level 0 counted of the entries of L2.
+fn entries(vms: &[Top]) -> String {
+    let mut text = String::from("\nEntries of L2\n");
+    for vm in vms {
+        for (name, count) in &vm.entries {
+            let _ = writeln!(text, "  {name:<28}{count:>12}");
+        }
+        for (name, count) in &vm.failed_checks {
+            let _ = writeln!(text, "  {name:<28}{count:>12} failed");
+        }
+    }
+    text
 }
 
 /// Formats what the level `host` counted.
@@ -140,6 +180,9 @@ pub fn nested(
         let exits = exits(&outcome.counters, host);
         text.push_str(&exits_table(host, &exits, provider));
     }
+    if provider == Provider::Ours {
+        text.push_str(&entries(&top(&outcome.counters)?));
+    }
 
     let _ = writeln!(text, "\nTime of each step");
     for (name, duration) in timings().iter().chain(&outcome.steps) {
@@ -188,6 +231,19 @@ mod tests {
         assert_eq!(words[1].join(" "), "Exits of L3, by who took them");
         assert_eq!(words[2], ["reason", "L1", "L2"]);
         assert_eq!(words.last().unwrap(), &["2", "others", "2", "3"]);
+    }
+
+    #[test]
+    fn entries_are_those_that_nested_top_shows_at_level_0() {
+        let json = "[{\"entries\":{\"entered\":9,\"ref\nused\":1},\"failed_checks\":{\"A\":1}}]\n";
+        let of_level = |level| Counters {
+            file: "nested-top".into(),
+            ..counters(level, "", json)
+        };
+        let vms = top(&[of_level(0)]).unwrap();
+        assert_eq!(vms[0].entered(), 9);
+        assert!(entries(&vms).contains("refused") && entries(&vms).contains(" failed"));
+        assert!(top(&[of_level(1)]).is_err());
     }
 
     #[test]

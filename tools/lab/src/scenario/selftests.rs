@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cache::Cache;
 use crate::image::rootfs::Rootfs;
 use crate::machine::accel::Engine;
 use crate::machine::{self, Limits, Outcome, Run, Status, Target};
@@ -17,6 +18,7 @@ use crate::selftests::Selftests;
 use crate::step;
 use crate::tap::{TapReport, Verdict};
 
+use super::kept::{Question, Results};
 use super::{Bench, vendor_name};
 
 /// Beginnings of the names of programs in `x86/` that concern nesting.
@@ -126,7 +128,7 @@ pub fn list(dir: &Path) -> Result<Vec<Test>> {
 }
 
 /// Returns the script that runs the tests one after the other.
-pub fn commands(tests: &[Test], engine: Engine, vendor: Vendor) -> String {
+fn commands(tests: &[Test], engine: Engine, vendor: Vendor) -> String {
     let time_limit = time_limit(engine);
     let mut script = String::from("mkdir -p /tmp/test\ncd /tmp/test\n");
     for Test {
@@ -159,11 +161,35 @@ pub fn commands(tests: &[Test], engine: Engine, vendor: Vendor) -> String {
     script
 }
 
+/// Returns the results of tests; those without our modules may be kept from an earlier run.
+pub fn results(
+    cache: &Cache,
+    bench: &Bench,
+    target: &Target,
+    selftests: &Selftests,
+    tests: &[Test],
+    label: &str,
+) -> Result<Results> {
+    let run = |tests: &[Test]| run(bench, target, selftests, tests, label);
+    if bench.ours.is_some() {
+        return run(tests).map(Results::from);
+    }
+    let question = Question {
+        what: &format!("KVM selftests, {label}"),
+        bench,
+        target,
+        programs: selftests.key.to_string(),
+        commands: commands(tests, target.engine, target.vendor),
+        tests,
+    };
+    question.results(cache, run)
+}
+
 /// Runs the tests, all in one boot of level 0 unless one of them stops the machine.
 ///
 /// Such a test has failed, and another boot goes on with the tests behind it. The outcome is that
 /// of the boots together; it failed if a boot did not get to any test.
-pub fn run(
+fn run(
     bench: &Bench,
     target: &Target,
     selftests: &Selftests,
@@ -318,18 +344,15 @@ fn judge(base: Option<&TapReport>, ours: Option<&TapReport>) -> (Verdict, String
 }
 
 /// Returns why a run as a whole is useless, for example because the machine stopped.
-pub fn stopped(outcome: &Outcome) -> Option<String> {
-    match &outcome.status {
+pub fn stopped(results: &Results) -> Option<String> {
+    match &results.status {
         Status::Passed => None,
         Status::Failed { reason, .. } => {
-            let last = outcome
+            let last = results
                 .tap
                 .last()
                 .map_or("before the first test", |test| test.name.as_str());
-            Some(format!(
-                "{reason} (in {last}; console: {})",
-                outcome.log.display()
-            ))
+            Some(format!("{reason} (in {last})"))
         }
     }
 }

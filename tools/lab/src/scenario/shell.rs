@@ -2,7 +2,6 @@
 
 //! `lab shell`: an interactive shell in level 0, with modules, QEMU and the selftests at hand.
 
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
@@ -18,16 +17,17 @@ use crate::process::{self, Scratch, Undo};
 use crate::selftests::{self, Selftests};
 use crate::step;
 
-use super::{Bench, Levels, Provider, nested, target, workload};
+use super::tools::Tools;
+use super::{Bench, Levels, Provider, nested, target};
 
 /// Boots level 0 with a shell on this terminal.
 pub fn shell(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitCode> {
     let target = target(options)?;
     let levels = Levels::asked_for(options, provider)?;
     let bench = Bench::prepare(cache, options, Variant::asked_for(options), provider)?;
-    let workload = workload::build(cache)?;
+    let tools = Tools::build(cache)?;
     let selftests = selftests::ensure(cache, &bench.kernel)?;
-    interactive(&bench, &target, levels, workload, &selftests)
+    interactive(&bench, &target, levels, &tools, &selftests)
 }
 
 /// Boots the machine and waits until it ends.
@@ -35,14 +35,14 @@ pub fn interactive(
     bench: &Bench,
     target: &Target,
     levels: Levels,
-    workload: PathBuf,
+    tools: &Tools,
     selftests: &Selftests,
 ) -> Result<ExitCode> {
     let tests = super::selftests::list(&selftests.dir)?;
     let nest = Nest {
         last: levels.last,
         kernel: bench.kernel.bzimage.clone(),
-        work: Work::Workload(workload),
+        work: Work::Workload(tools.workload.clone()),
         modules: bench.guest_kvm(target.vendor, levels.paging)?,
         nested: bench.our_module(target.vendor).into_iter().collect(),
         cmdline: CMDLINE.to_owned(),
@@ -52,6 +52,7 @@ pub fn interactive(
     };
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;
+    files.file(nested::NESTED_TOP, &tools.nested_top);
     for test in &tests {
         let host = selftests.dir.join(&test.program);
         files.file(&format!("/selftests/{}", test.program), &host);

@@ -3,10 +3,12 @@
 //! `lab test`: all suites, one line each, and the sum.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 
 use crate::cache::Cache;
 use crate::checks;
@@ -19,9 +21,10 @@ use crate::step::clock;
 use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
-use super::{
-    Bench, Levels, Provider, guest, lifecycle, nested, selftests, stock, vendor_name, workload,
-};
+use super::jobs::Jobs;
+use super::kept::Once;
+use super::tools::Tools;
+use super::{Bench, Levels, Provider, guest, lifecycle, nested, selftests, vendor_name};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -41,7 +44,8 @@ pub struct Suite {
 }
 
 impl Suite {
-    fn new(name: String) -> Self {
+    /// Returns a suite of which nothing is known yet.
+    pub fn new(name: String) -> Self {
         Self {
             name,
             passed: 0,
@@ -53,7 +57,7 @@ impl Suite {
     }
 
     /// Counts one result.
-    fn count(&mut self, verdict: Verdict, detail: impl FnOnce() -> String) {
+    pub fn count(&mut self, verdict: Verdict, detail: impl FnOnce() -> String) {
         match verdict {
             Verdict::Passed => self.passed += 1,
             Verdict::Failed => self.failed += 1,
@@ -66,7 +70,7 @@ impl Suite {
     }
 
     /// Counts one test that has no result because of an error.
-    fn broke(&mut self, error: &anyhow::Error) {
+    pub fn broke(&mut self, error: &anyhow::Error) {
         self.count(Verdict::Failed, || format!("{error:#}"));
     }
 }
@@ -84,31 +88,10 @@ impl Selection {
         Self(part.filter(|part| !part.is_empty()).map(str::to_lowercase))
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// Returns whether a suite is wanted.
+    pub fn has(&self, name: &str) -> bool {
         let part = self.0.as_deref().unwrap_or_default();
         name.to_lowercase().contains(part)
-    }
-}
-
-/// Suites that run one after the other.
-struct Track<'a> {
-    selection: &'a Selection,
-    suites: Vec<Suite>,
-}
-
-impl Track<'_> {
-    /// Runs a suite, if it is wanted, and measures it; an error is a failed test.
-    fn run(&mut self, name: String, work: impl FnOnce(&mut Suite) -> Result<()>) {
-        if !self.selection.has(&name) {
-            return;
-        }
-        let start = Instant::now();
-        let mut suite = Suite::new(name);
-        if let Err(error) = work(&mut suite) {
-            suite.broke(&error);
-        }
-        suite.time = Some(start.elapsed());
-        self.suites.push(suite);
     }
 }
 
@@ -143,75 +126,130 @@ pub fn test(cache: &Cache, options: &Options, selection: &Selection) -> Result<E
 
 /// Runs the suites that boot machines, on both vendors.
 fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<Vec<Suite>> {
-    let stock = Bench::prepare(cache, options, Variant::Stock, Provider::C)?;
-    let patched = Bench::prepare(cache, options, Variant::Builtin, Provider::Ours)?;
-    let c = Bench {
-        ours: None,
-        ..patched.clone()
-    };
-    let bare = Bench::prepare(cache, options, Variant::NoBuiltin, Provider::Ours)?;
-    // With the modules for the patched kernel, which an unpatched one must refuse.
-    let refusing = Bench {
-        ours: patched.ours.clone(),
-        ..stock.clone()
-    };
-    let module_tests = lifecycle::build(cache)?;
-    let guest_tests = guest::build(cache)?;
-    let workload = workload::build(cache)?;
-    let upstream = upstream::ensure(cache, &stock.kernel)?;
-    // Each emulator keeps one core busy: the two vendors run side by side.
-    let tracks = std::thread::scope(|scope| {
-        let tracks = [Vendor::Amd, Vendor::Intel].map(|vendor| {
-            let (stock, refusing, c, patched, bare) = (&stock, &refusing, &c, &patched, &bare);
-            let (module_tests, workload, upstream) = (&module_tests, &workload, &upstream);
-            let guest_tests = &guest_tests;
-            scope.spawn(move || -> Result<Vec<Suite>> {
-                let target = Target {
-                    vendor,
-                    engine: accel::choose(vendor, options.accel)?,
-                    smp: options.smp,
-                    memory: 2048,
-                };
-                let label = |what: &str| label(what, &target);
-                let mut track = Track {
-                    selection,
-                    suites: Vec::new(),
-                };
-                track.run(label("harness"), |suite| plants(suite, c, &target));
-                track.run(label("L0, L1, L2"), |suite| {
-                    for (name, bench) in [("C", c), ("ours", patched)] {
-                        levels(suite, name, bench, &target, workload);
-                    }
-                    Ok(())
-                });
-                for bench in [refusing, patched, bare] {
-                    let name = label(&format!("life cycle, {} kernel", bench.kernel.variant));
-                    track.run(name, |suite| {
-                        life_cycle(suite, bench, &target, module_tests)
-                    });
-                }
-                let runs = [("patched", c), ("ours", patched), ("ours-alone", bare)];
-                if vendor == Vendor::Amd {
-                    guests(&mut track, c, &[("ours", patched)], &target, guest_tests);
-                }
-                for engine in selftest_engines(vendor, target.engine) {
-                    let target = Target { engine, ..target };
-                    compared(&mut track, cache, stock, &runs, &target, upstream);
-                }
-                Ok(track.suites)
-            })
-        });
-        tracks.map(|track| {
-            track
-                .join()
-                .unwrap_or_else(|_| Err(anyhow!("the thread of a vendor panicked")))
-        })
-    });
-    let mut suites = Vec::new();
-    for track in tracks {
-        suites.extend(track?);
+    let ground = Ground::prepare(cache, options)?;
+    let mut jobs = Jobs::default();
+    for vendor in [Vendor::Amd, Vendor::Intel] {
+        let target = Target {
+            vendor,
+            engine: accel::choose(vendor, options.accel)?,
+            smp: options.smp,
+            memory: 2048,
+        };
+        own_suites(&mut jobs, cache, &ground, target);
+        for engine in selftest_engines(vendor, target.engine) {
+            upstream_suites(&mut jobs, cache, &ground, Target { engine, ..target });
+        }
     }
-    Ok(suites)
+    jobs.run(selection)
+}
+
+/// Everything that is built before the first machine boots.
+struct Ground {
+    /// An unpatched kernel.
+    stock: Bench,
+    /// That kernel, and modules that it must refuse.
+    refusing: Bench,
+    /// A patched kernel with its own nested code.
+    c: Bench,
+    /// That kernel, and our modules.
+    patched: Bench,
+    /// A kernel without nested code of its own, and our modules.
+    bare: Bench,
+    module_tests: PathBuf,
+    guest_tests: PathBuf,
+    tools: Tools,
+    upstream: Selftests,
+    upstream_tests: Vec<selftests::Test>,
+}
+
+impl Ground {
+    fn prepare(cache: &Cache, options: &Options) -> Result<Self> {
+        let stock = Bench::prepare(cache, options, Variant::Stock, Provider::C)?;
+        let patched = Bench::prepare(cache, options, Variant::Builtin, Provider::Ours)?;
+        let upstream = upstream::ensure(cache, &stock.kernel)?;
+        Ok(Self {
+            refusing: Bench {
+                ours: patched.ours.clone(),
+                ..stock.clone()
+            },
+            c: Bench {
+                ours: None,
+                ..patched.clone()
+            },
+            bare: Bench::prepare(cache, options, Variant::NoBuiltin, Provider::Ours)?,
+            module_tests: lifecycle::build(cache)?,
+            guest_tests: guest::build(cache)?,
+            tools: Tools::build(cache)?,
+            upstream_tests: selftests::list(&upstream.dir)?,
+            stock,
+            patched,
+            upstream,
+        })
+    }
+}
+
+/// Adds the suites of this project.
+fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, target: Target) {
+    let Ground {
+        refusing,
+        c,
+        patched,
+        bare,
+        ..
+    } = ground;
+    let label = |what: &str| label(what, &target);
+    jobs.add(label("harness"), move |suite| plants(suite, c, &target));
+    jobs.add(label("L0, L1, L2"), move |suite| {
+        for (name, bench) in [("C", c), ("ours", patched)] {
+            levels(suite, name, bench, &target, &ground.tools);
+        }
+        Ok(())
+    });
+    for bench in [refusing, patched, bare] {
+        let name = label(&format!("life cycle, {} kernel", bench.kernel.variant));
+        jobs.add(name, move |suite| {
+            life_cycle(suite, bench, &target, &ground.module_tests)
+        });
+    }
+    if target.vendor == Vendor::Amd {
+        jobs.add(label("guest tests, ours"), move |suite| {
+            let base = guest::base(cache, c, &target, &ground.guest_tests)?;
+            let outcome = guest::run(patched, &target, &ground.guest_tests, "ours")?;
+            for (verdict, detail) in guest::compare(&base, &outcome.into()) {
+                suite.count(verdict, || detail);
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Adds the upstream selftests, each run of which is compared with one on the stock kernel.
+fn upstream_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, target: Target) {
+    let Ground {
+        c, patched, bare, ..
+    } = ground;
+    let base = Arc::new(Once::default());
+    for (name, bench) in [("patched", c), ("ours", patched), ("ours-alone", bare)] {
+        let base = Arc::clone(&base);
+        let suite = label(&format!("KVM selftests, {name}"), &target);
+        jobs.add(suite, move |suite| {
+            let results = |name, bench: &Bench| {
+                let (upstream, tests) = (&ground.upstream, &ground.upstream_tests);
+                selftests::results(cache, bench, &target, upstream, tests, name)
+            };
+            let base = base.get(|| results("stock", &ground.stock))?;
+            let this = results(name, bench)?;
+            for reason in [base, &this].into_iter().filter_map(selftests::stopped) {
+                suite.count(Verdict::Failed, || reason);
+            }
+            let rows = selftests::compare(&ground.upstream_tests, &base.tap, &this.tap);
+            print!("{}", selftests::table(&rows));
+            for row in rows {
+                suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
+            }
+            Ok(())
+        });
+    }
 }
 
 /// Returns the name of a suite that runs on a machine.
@@ -258,18 +296,12 @@ fn life_cycle(
 }
 
 /// Boots the chain of levels with one provider.
-fn levels(
-    suite: &mut Suite,
-    name: &str,
-    bench: &Bench,
-    target: &Target,
-    workload: &std::path::Path,
-) {
+fn levels(suite: &mut Suite, name: &str, bench: &Bench, target: &Target, tools: &Tools) {
     let levels = Levels {
         last: 2,
         paging: Paging::Nested,
     };
-    let chain = match nested::chain(bench, target, levels, workload) {
+    let chain = match nested::chain(bench, target, levels, tools) {
         Ok(chain) => chain,
         Err(error) => return suite.broke(&error.context(name.to_owned())),
     };
@@ -284,63 +316,6 @@ fn levels(
             format!("{name}: {}", mismatch.as_deref().unwrap_or_default())
         }
     });
-}
-
-/// Runs the upstream selftests on the stock kernel and on others, and compares each with the first.
-fn compared(
-    track: &mut Track<'_>,
-    cache: &Cache,
-    stock: &Bench,
-    runs: &[(&str, &Bench)],
-    target: &Target,
-    upstream: &Selftests,
-) {
-    let mut base = None;
-    for (name, bench) in runs {
-        let suite = label(&format!("KVM selftests, {name}"), target);
-        track.run(suite, |suite| {
-            let tests = selftests::list(&upstream.dir)?;
-            let base = match &base {
-                Some(base) => base,
-                None => base.insert(stock::results(cache, stock, target, upstream, &tests)?),
-            };
-            let outcome = selftests::run(bench, target, upstream, &tests, name)?;
-            for reason in base.stopped.iter().chain(&selftests::stopped(&outcome)) {
-                suite.count(Verdict::Failed, || reason.clone());
-            }
-            let rows = selftests::compare(&tests, &base.tap, &outcome.tap);
-            print!("{}", selftests::table(&rows));
-            for row in rows {
-                suite.count(row.verdict, || format!("{}: {}", row.name, row.reason));
-            }
-            Ok(())
-        });
-    }
-}
-
-/// Runs the guest tests with the C provider and with others, and compares each with the first.
-fn guests(
-    track: &mut Track<'_>,
-    c: &Bench,
-    runs: &[(&str, &Bench)],
-    target: &Target,
-    programs: &std::path::Path,
-) {
-    let mut base = None;
-    for (name, bench) in runs {
-        let suite = label(&format!("guest tests, {name}"), target);
-        track.run(suite, |suite| {
-            let base = match &base {
-                Some(base) => base,
-                None => base.insert(guest::run(c, target, programs, "c")?),
-            };
-            let outcome = guest::run(bench, target, programs, name)?;
-            for (verdict, detail) in guest::compare(base, &outcome) {
-                suite.count(verdict, || detail);
-            }
-            Ok(())
-        });
-    }
 }
 
 /// Formats the table, the details of what did not pass, and the sum.
@@ -391,13 +366,9 @@ mod tests {
         let mut first = Suite::new("one".into());
         first.count(Verdict::Passed, String::new);
         first.count(Verdict::Skipped, || "no such CPU".into());
-        let all = Selection::default();
-        let mut track = Track {
-            selection: &all,
-            suites: vec![first],
-        };
-        track.run("two".into(), |_| anyhow::bail!("broken"));
-        let text = table(&track.suites);
+        let mut second = Suite::new("two".into());
+        second.broke(&anyhow::anyhow!("broken"));
+        let text = table(&[first, second]);
         assert!(
             text.ends_with("\n1 passed, 1 failed, 1 skipped\n"),
             "{text}"
@@ -406,15 +377,9 @@ mod tests {
     }
 
     #[test]
-    fn a_suite_that_is_not_selected_does_not_run() {
-        let selection = Selection::new(Some("kvm SELF"));
-        let mut track = Track {
-            selection: &selection,
-            suites: Vec::new(),
-        };
-        track.run("harness (amd)".into(), |_| panic!("it runs"));
-        track.run("KVM selftests (amd)".into(), |_| Ok(()));
-        assert_eq!(track.suites.len(), 1);
+    fn a_selection_is_a_part_of_a_name_in_any_case() {
+        assert!(Selection::new(Some("KVM self")).has("kvm selftests (amd)"));
+        assert!(!Selection::new(Some("kvm")).has("harness (amd)"));
         assert!(Selection::new(Some("")).has("anything") && Selection::new(None).has(CHECKS));
     }
 }

@@ -53,6 +53,11 @@ counters() {
 		relay <"$file"
 		say "=== lab: counters end"
 	done
+	if [ -x /bin/nested-top ] && [ -d /sys/kernel/debug/nested ]; then
+		say "=== lab: counters nested-top"
+		nested-top --once --json --interval 0.1 | fold -w 800 | relay
+		say "=== lab: counters end"
+	fi
 }
 
 # pack LIST: writes an initramfs of the files in LIST, taken from this level, to standard output.

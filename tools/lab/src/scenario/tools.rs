@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The workload program: built once, run on the host for the result that a guest must reach.
+//! Programs of `tools/` that run in guests; the workload also runs on the host, for the result that
+//! a guest must reach.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,17 +9,36 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::cache::Cache;
+use crate::options::checkout;
 use crate::{command, host, step};
 
 /// The target whose C library can be linked statically; `--target` keeps flags off build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the workload, statically linked.
-pub fn build(cache: &Cache) -> Result<PathBuf> {
-    let source = super::workload_source()?;
-    let output = cache.root().join("workload");
-    let _lock = cache.lock("workload")?;
-    step::run("build the workload", |step| {
+/// The programs, statically linked.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// What the last guest does.
+    pub workload: PathBuf,
+    /// What shows the counters of level 0.
+    pub nested_top: PathBuf,
+}
+
+impl Tools {
+    /// Builds them.
+    pub fn build(cache: &Cache) -> Result<Self> {
+        Ok(Self {
+            workload: build(cache, "workload")?,
+            nested_top: build(cache, "nested-top")?,
+        })
+    }
+}
+
+fn build(cache: &Cache, name: &str) -> Result<PathBuf> {
+    let source = checkout()?.join("tools").join(name);
+    let output = cache.root().join(name);
+    let _lock = cache.lock(name)?;
+    step::run(&format!("build {name}"), |step| {
         let mut cargo = host::clean("cargo");
         cargo
             .args([
@@ -32,11 +52,9 @@ pub fn build(cache: &Cache) -> Result<PathBuf> {
             .arg(source.join("Cargo.toml"))
             .env("CARGO_TARGET_DIR", &output)
             .env("RUSTFLAGS", "-C target-feature=+crt-static");
-        command::logged(&mut cargo, &cache.log("workload")?, |line| {
-            step.progress(line)
-        })
+        command::logged(&mut cargo, &cache.log(name)?, |line| step.progress(line))
     })?;
-    Ok(output.join(TARGET).join("release/workload"))
+    Ok(output.join(TARGET).join("release").join(name))
 }
 
 /// Runs the workload on the host and returns its checksum.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Results of the upstream selftests on the stock kernel, which the others are compared with.
+//! Results without our modules, which those with them are compared with.
 //!
 //! They are the same until something changes that they depend on: what passed or was skipped is
 //! kept. What failed runs again the next time. A test that failed by chance, for example because
@@ -8,55 +8,102 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, ensure};
 
 use crate::cache::{Cache, Key, write_atomic};
 use crate::machine::accel::Engine;
-use crate::machine::{self, CMDLINE, Target};
-use crate::selftests::Selftests;
+use crate::machine::{self, CMDLINE, Outcome, Status, Target};
 use crate::step;
 use crate::tap::{TapReport, Verdict};
 
-use super::selftests::{self, Test};
+use super::selftests::Test;
 use super::{Bench, vendor_name, version};
+
+/// Results that several suites need, and the first of them gets.
+#[derive(Default)]
+pub struct Once(OnceLock<Result<Results, String>>);
+
+impl Once {
+    /// Returns the results, or what went wrong; the first caller's `results` runs.
+    pub fn get(&self, results: impl FnOnce() -> Result<Results>) -> Result<&Results> {
+        let all = self
+            .0
+            .get_or_init(|| results().map_err(|error| format!("{error:#}")));
+        all.as_ref().map_err(|error| anyhow!("{error}"))
+    }
+}
+
+/// Tests as they run without our modules.
+pub struct Question<'a> {
+    /// What the tests are, as it stands in tables.
+    pub what: &'a str,
+    /// The kernel and its modules.
+    pub bench: &'a Bench,
+    /// Where they run.
+    pub target: &'a Target,
+    /// Key of the programs.
+    pub programs: String,
+    /// The script that runs all of them.
+    pub commands: String,
+    /// The tests.
+    pub tests: &'a [Test],
+}
 
 /// The results to compare with.
 pub struct Results {
     /// Each test that was run, now or in an earlier run.
     pub tap: Vec<TapReport>,
-    /// Why the run as a whole is useless.
-    pub stopped: Option<String>,
+    /// What the tests printed that ran now.
+    pub lines: Vec<(u8, String)>,
+    /// How the run ended as a whole.
+    pub status: Status,
 }
 
-/// Returns the results on the stock kernel of `bench`; runs the tests of which none is kept.
-pub fn results(
-    cache: &Cache,
-    bench: &Bench,
-    target: &Target,
-    upstream: &Selftests,
-    tests: &[Test],
-) -> Result<Results> {
-    let store = Store::new(cache, bench, target, upstream, tests)?;
-    let mut tap = store.read();
-    let open = without_result(tests, &tap);
-    if !tap.is_empty() {
-        step::note(&format!(
-            "KVM selftests ({}, {}, stock): {} of {} results are kept from an earlier run",
-            vendor_name(target.vendor),
-            target.engine,
-            tests.len() - open.len(),
-            tests.len()
-        ));
+impl From<Outcome> for Results {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            tap: outcome.tap,
+            lines: outcome.lines,
+            status: outcome.status,
+        }
     }
-    let mut stopped = None;
-    if !open.is_empty() {
-        let outcome = selftests::run(bench, target, upstream, &open, "stock")?;
-        stopped = selftests::stopped(&outcome);
-        tap.extend(outcome.tap);
-        store.write(&tap)?;
+}
+
+impl Question<'_> {
+    /// Returns the results; runs the tests of which none is kept.
+    pub fn results(
+        &self,
+        cache: &Cache,
+        run: impl FnOnce(&[Test]) -> Result<Outcome>,
+    ) -> Result<Results> {
+        ensure!(
+            self.bench.ours.is_none(),
+            "results with our modules are not kept"
+        );
+        let store = Store::new(cache, self)?;
+        let mut tap = store.read();
+        let open = without_result(self.tests, &tap);
+        if !tap.is_empty() {
+            step::note(&format!(
+                "{} ({}, {}): {} of {} results are kept from an earlier run",
+                self.what,
+                vendor_name(self.target.vendor),
+                self.target.engine,
+                self.tests.len() - open.len(),
+                self.tests.len()
+            ));
+        }
+        let (mut lines, mut status) = (Vec::new(), Status::Passed);
+        if !open.is_empty() {
+            let outcome = run(&open)?;
+            (lines, status) = (outcome.lines, outcome.status);
+            tap.extend(outcome.tap);
+            store.write(&tap)?;
+        }
+        Ok(Results { tap, lines, status })
     }
-    Ok(Results { tap, stopped })
 }
 
 /// Returns the tests of which there is no result.
@@ -74,27 +121,19 @@ struct Store(Option<PathBuf>);
 
 impl Store {
     /// Determines the place by everything that the results depend on.
-    fn new(
-        cache: &Cache,
-        bench: &Bench,
-        target: &Target,
-        upstream: &Selftests,
-        tests: &[Test],
-    ) -> Result<Self> {
+    fn new(cache: &Cache, question: &Question<'_>) -> Result<Self> {
+        let Question { bench, target, .. } = question;
         if target.engine == Engine::Kvm {
             // The processor, its microcode and the kernel that runs us: too much to know.
             return Ok(Self(None));
         }
         let mut key = Key::builder("results")
             .add("kernel", bench.kernel.key.as_str())
-            .add("selftests", upstream.key.as_str())
+            .add("programs", &question.programs)
             .add("emulator", version(bench, target.engine)?)
             .add("machine", machine::description(target))
             .add("command line", CMDLINE)
-            .add(
-                "commands",
-                selftests::commands(tests, target.engine, target.vendor),
-            );
+            .add("commands", &question.commands);
         for module in bench.modules(target)? {
             key = key.add("parameters", module.parameters);
         }

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Suites that boot machines, as many at a time as there are processors for them.
+
+use std::collections::VecDeque;
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+
+use super::suites::{Selection, Suite};
+
+/// What a suite does; it counts its results.
+type Work<'a> = Box<dyn FnOnce(&mut Suite) -> Result<()> + Send + 'a>;
+
+/// A suite that has not run yet.
+struct Job<'a> {
+    name: String,
+    work: Work<'a>,
+}
+
+/// Suites in the order of the table.
+#[derive(Default)]
+pub struct Jobs<'a>(Vec<Job<'a>>);
+
+impl<'a> Jobs<'a> {
+    /// Adds a suite.
+    pub fn add(&mut self, name: String, work: impl FnOnce(&mut Suite) -> Result<()> + Send + 'a) {
+        let work = Box::new(work);
+        self.0.push(Job { name, work });
+    }
+
+    /// Runs those that are wanted, and returns their results in the order of the table.
+    ///
+    /// An error is a failed test. An emulator keeps one processor busy, or a little more.
+    pub fn run(self, selection: &Selection) -> Result<Vec<Suite>> {
+        let wanted = |job: &Job<'_>| selection.has(&job.name);
+        let queue: VecDeque<_> = self.0.into_iter().filter(wanted).enumerate().collect();
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let (queue, done) = (Mutex::new(queue), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..workers)
+                .map(|_| scope.spawn(|| work(&queue, &done)))
+                .collect();
+            for thread in threads {
+                thread
+                    .join()
+                    .map_err(|_| anyhow!("the thread of a suite panicked"))??;
+            }
+            anyhow::Ok(())
+        })?;
+        let mut done = done.into_inner().map_err(|_| poisoned())?;
+        done.sort_by_key(|(place, _)| *place);
+        Ok(done.into_iter().map(|(_, suite)| suite).collect())
+    }
+}
+
+fn poisoned() -> anyhow::Error {
+    anyhow!("another suite panicked")
+}
+
+/// Runs jobs until none is left, and measures each.
+fn work(
+    queue: &Mutex<VecDeque<(usize, Job<'_>)>>,
+    done: &Mutex<Vec<(usize, Suite)>>,
+) -> Result<()> {
+    loop {
+        let next = queue.lock().map_err(|_| poisoned())?.pop_front();
+        let Some((place, job)) = next else {
+            return Ok(());
+        };
+        let start = Instant::now();
+        let mut suite = Suite::new(job.name);
+        if let Err(error) = (job.work)(&mut suite) {
+            suite.broke(&error);
+        }
+        suite.time = Some(start.elapsed());
+        done.lock().map_err(|_| poisoned())?.push((place, suite));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tap::Verdict;
+
+    #[test]
+    fn a_suite_that_is_not_selected_does_not_run() {
+        let mut jobs = Jobs::default();
+        jobs.add("harness (amd)".into(), |_| panic!("it runs"));
+        jobs.add("KVM selftests (amd)".into(), |_| Ok(()));
+        let suites = jobs.run(&Selection::new(Some("kvm SELF"))).unwrap();
+        assert_eq!(suites.len(), 1);
+    }
+
+    #[test]
+    fn results_are_in_the_order_of_the_table_and_an_error_is_a_failure() {
+        let mut jobs = Jobs::default();
+        for place in 0..20 {
+            jobs.add(place.to_string(), move |suite| {
+                thread::sleep(std::time::Duration::from_millis(20 - place));
+                suite.count(Verdict::Passed, String::new);
+                if place == 7 {
+                    anyhow::bail!("broken");
+                }
+                Ok(())
+            });
+        }
+        let suites = jobs.run(&Selection::default()).unwrap();
+        for (place, suite) in suites.iter().enumerate() {
+            assert_eq!(suite.name, place.to_string());
+            assert_eq!((suite.passed, suite.failed), (1, u32::from(place == 7)));
+        }
+        assert_eq!(suites.len(), 20);
+    }
+}
