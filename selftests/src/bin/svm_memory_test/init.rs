@@ -6,12 +6,12 @@ use std::arch::asm;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
-use kvm_bindings::KVM_MP_STATE_INIT_RECEIVED;
+use kvm_bindings::{kvm_mp_state, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE};
 use selftests::expect;
-use selftests::guest::code::{peek, poke, report, DONE};
+use selftests::guest::code::{peek, report, DONE};
 use selftests::guest::driver::driver;
 use selftests::guest::layout::VMRUN_ADDRESS;
-use selftests::guest::machine::{heard, run, start, Interrupts, Stop};
+use selftests::guest::machine::{heard, run, Interrupts, Stop};
 use selftests::guest::state::{Nested, GUEST_MODE};
 use selftests::guest::vmcb::{self, exit};
 use selftests::guest::{signal, Machine};
@@ -31,21 +31,27 @@ pub fn points() -> Vec<Point<Fixture>> {
     ]
 }
 
-/// L1 on the other processor: sends INIT to the first one once L2 runs there.
+/// How often the sender looks whether L2 runs, before it does without.
+const PATIENCE: u64 = 1 << 25;
+
+/// L1 on the first processor: sends INIT to the second one once L2 runs there.
 extern "C" fn sender() -> ! {
     // SAFETY: This is L1.
     unsafe {
-        poke(LOOPS, 0);
-        while peek(LOOPS) < 1000 {}
-        // The interrupt command of the x2APIC: INIT, asserted, to the processor 0.
-        asm!("wrmsr", in("ecx") 0x830, in("eax") 0x4500, in("edx") 0, options(nostack));
+        for _ in 0..PATIENCE {
+            if peek(LOOPS) >= 1000 {
+                break;
+            }
+        }
+        // The interrupt command of the x2APIC: INIT, asserted, to the processor 1.
+        asm!("wrmsr", in("ecx") 0x830, in("eax") 0x4500, in("edx") 1, options(nostack));
         loop {
             report(DONE, 0, 0);
         }
     }
 }
 
-/// Makes the first of two processors about to run L2.
+/// Makes the second of two processors about to run L2: the first would start anew after INIT.
 fn machine(fixture: &Fixture) -> Result<Machine> {
     let machine = Machine::new(&fixture.kvm, 2, Interrupts::LocalApic)?;
     for vcpu in &machine.vcpus {
@@ -53,20 +59,28 @@ fn machine(fixture: &Fixture) -> Result<Machine> {
         sregs.apic_base |= 1 << 10;
         vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
     }
-    machine.start(0, driver)?;
-    start(&machine.vcpus[1], 1, &machine.tables, sender)?;
+    machine.start(0, sender)?;
+    machine.start(1, driver)?;
+    // All but the first would wait to be started.
+    let runnable = kvm_mp_state {
+        mp_state: KVM_MP_STATE_RUNNABLE,
+    };
+    machine.vcpus[1]
+        .set_mp_state(runnable)
+        .context("KVM_SET_MP_STATE")?;
     let memory = &machine.memory;
     memory.write(VMRUN_ADDRESS, selftests::guest::layout::VMCB);
     let l2 = memory_test_endless_l2 as *const () as u64;
     vmcb::write(memory, &machine.tables, l2);
+    memory.write(LOOPS, 0u64);
     Ok(machine)
 }
 
-/// Runs both processors until the second one has sent INIT; returns what became of the first one.
+/// Runs both processors until the first one has sent INIT; returns what became of the second one.
 ///
-/// The second one ends before the first one is interrupted.
+/// The first one ends before the second one is interrupted.
 fn both(machine: &mut Machine) -> Result<Stop> {
-    let [receiver, sender] = &mut machine.vcpus[..] else {
+    let [sender, receiver] = &mut machine.vcpus[..] else {
         bail!("there are not two processors");
     };
     std::thread::scope(|scope| {
@@ -111,7 +125,7 @@ fn taken(fixture: &Fixture) -> Result<()> {
     for _ in 0..fixture.rounds {
         let mut machine = machine(fixture)?;
         expect("KVM_RUN", both(&mut machine)?, Stop::Interrupted)?;
-        let vcpu = &machine.vcpus[0];
+        let vcpu = &machine.vcpus[1];
         let state = vcpu.get_mp_state().context("KVM_GET_MP_STATE")?;
         expect("its state", state.mp_state, KVM_MP_STATE_INIT_RECEIVED)?;
         ensure!(!Nested::read(vcpu)?.has(GUEST_MODE), "L2 is active");
