@@ -8,11 +8,9 @@
 
 use super::vmcs12::Vmcs12;
 
-mod dirty;
 mod set;
 mod table;
 
-pub use dirty::{Dirty, Group};
 pub use set::{Allowed, FieldSet, Requires};
 pub use table::{Field, CLEAR};
 
