@@ -49,6 +49,8 @@ u64 nested_helper_read_pdptr(struct kvm_vcpu *vcpu, int index);
 bool nested_helper_is_64_bit_mode(struct kvm_vcpu *vcpu);
 void nested_helper_reload_pdptrs(struct kvm_vcpu *vcpu);
 bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4);
+int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value);
+bool nested_helper_memory_epoch(struct kvm_vcpu *vcpu, u64 *sequence, u64 *generation);
 bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa);
 bool nested_helper_is_legal_cr3(struct kvm_vcpu *vcpu, unsigned long cr3);
 bool nested_helper_is_cpuid_allowed(struct kvm_vcpu *vcpu);

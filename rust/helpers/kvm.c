@@ -141,6 +141,23 @@ bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4)
 
 /* cpuid.h */
 
+/*
+ * Reads 8 bytes of guest memory that are in one page. Without the calls of
+ * kvm_vcpu_read_guest(), which is made for more than that.
+ */
+int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value)
+{
+	gfn_t gfn = gpa_to_gfn(gpa);
+	struct kvm_memory_slot *slot = __gfn_to_memslot(kvm_vcpu_memslots(vcpu), gfn);
+	unsigned long hva;
+
+	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
+		return -EFAULT;
+	hva = __gfn_to_hva_memslot(slot, gfn) + offset_in_page(gpa);
+	return __get_user(*value, (u64 __user *)hva);
+}
+
+
 bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
 	return kvm_vcpu_is_legal_gpa(vcpu, gpa);
