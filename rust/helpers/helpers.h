@@ -152,7 +152,6 @@ void nested_helper_vmx_forget_segments(struct vcpu_vmx *vmx);
 unsigned long nested_helper_vmx_rflags(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_set_rflags(struct kvm_vcpu *vcpu, unsigned long rflags);
 int nested_helper_vmx_cpl(struct kvm_vcpu *vcpu);
-void nested_helper_vmx_set_segment(struct kvm_vcpu *vcpu, struct kvm_segment *segment, int number);
 void nested_helper_vmx_set_cr0(struct kvm_vcpu *vcpu, unsigned long cr0);
 void nested_helper_vmx_set_cr4(struct kvm_vcpu *vcpu, unsigned long cr4);
 void nested_helper_vmx_set_efer(struct kvm_vcpu *vcpu, u64 efer);

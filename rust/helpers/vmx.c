@@ -33,7 +33,6 @@
 #pragma weak __kvm_is_using_evmcs
 #pragma weak __vmx_guest_state_valid
 #pragma weak __vmx_interrupt_blocked
-#pragma weak __vmx_set_segment
 #pragma weak alloc_loaded_vmcs
 #pragma weak alloc_vmcs_cpu
 #pragma weak allocate_vpid
@@ -352,11 +351,6 @@ void nested_helper_vmx_set_rflags(struct kvm_vcpu *vcpu, unsigned long rflags)
 int nested_helper_vmx_cpl(struct kvm_vcpu *vcpu)
 {
 	return vmx_get_cpl(vcpu);
-}
-
-void nested_helper_vmx_set_segment(struct kvm_vcpu *vcpu, struct kvm_segment *segment, int number)
-{
-	__vmx_set_segment(vcpu, segment, number);
 }
 
 void nested_helper_vmx_set_cr0(struct kvm_vcpu *vcpu, unsigned long cr0)

@@ -78,6 +78,18 @@ pub(crate) fn load_cr3(vmx: &mut VmxVcpu, cr3: u64, tables: Tables) -> Result<()
     Ok(())
 }
 
+/// Gives KVM back what it found out about page tables when the guest that becomes active was before.
+///
+/// KVM looks whether it still holds, and starts anew if not: L1 and L2 differ in that alone that a
+/// walk says which of them it is for. It may depend on CPUID, which cannot change any more once L1
+/// has executed an instruction.
+pub(crate) fn exchange_walks(vmx: &mut VmxVcpu) {
+    let mut walk = core::mem::take(&mut vmx.private().idle.walk);
+
+    vmx.with_arch(|arch| core::mem::swap(&mut arch.gva_walk, &mut walk));
+    vmx.private().idle.walk = walk;
+}
+
 /// Loads the page-directory pointers of L1, or of an L2 that runs on L1's tables.
 pub(crate) fn load_pdptrs(vmx: &mut VmxVcpu, cr3: u64) -> Result<(), LoadFailure> {
     if Vcpu::load_pdptrs(vmx, cr3 as usize) == 0 {

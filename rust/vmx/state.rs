@@ -57,6 +57,16 @@ pub(crate) struct Private {
     pub(crate) passed: Passed,
     /// What L1's virtual processor reserves, once it has entered L2: it cannot change after that.
     pub(crate) reserved: Option<Reserved>,
+    /// What KVM has set up for the guest that is not active.
+    pub(crate) idle: Idle,
+/// What KVM has set up for the guest that is not active, so that it need not do so again.
+#[derive(Default)]
+pub(crate) struct Idle {
+    /// The `IA32_EFER` that the VMCS of that guest is set up for, if it is known.
+    pub(crate) efer: Option<u64>,
+    /// How its page tables are walked: KVM has one place for L1 and L2. It says itself what it is
+    /// good for.
+    pub(crate) walk: bindings::kvm_pagewalk,
 }
 
 impl Private {
@@ -67,6 +77,7 @@ impl Private {
                 shadow_fields: shadow::Fields::collect()?,
                 passed: Passed::NONE,
                 reserved: None,
+                idle: Idle::default(),
             },
             GFP_KERNEL_ACCOUNT,
         )?)

@@ -287,13 +287,16 @@ pub(crate) fn load_state(
     if vmcs12.secondary().ept() {
         mmu::enter_ept(vmx);
     }
-    load_control_registers(vmx, vmcs12, kind);
+    load_control_registers(vmx, vmcs12, kind, origin);
 
     // What KVM would have to emulate instruction by instruction, the processor would refuse. A state
     // that is being restored need not be complete.
     if origin == Origin::Instruction && !vmx.is_guest_state_valid() {
         vmx.trace_failed_check(c"GuestState");
         return Err(Refused::state());
+    }
+    if origin == Origin::Instruction {
+        mmu::exchange_walks(vmx);
     }
     mmu::load_cr3(vmx, vmcs12.guest_cr3, Tables::of_l2(&vmcs12, origin))?;
     // KVM writes it when L2 runs, which it need not do before it exits.
@@ -437,7 +440,14 @@ fn load_time(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) {
 
 /// Sets CR0, CR4 and EFER. What L2 reads of the former depends on the masks of L1, which KVM does
 /// not know of: the shadows come last.
-fn load_control_registers(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, kind: Load) {
+fn load_control_registers(
+    vmx: &mut VmxVcpu,
+    vmcs12: Checked<'_, Vmcs12>,
+    kind: Load,
+    origin: Origin,
+) {
+    let efer01 = vmx.with_arch(|arch| arch.efer);
+
     vmx.set_cr0(vmcs12.guest_cr0 as usize);
     vmx.vmcs()
         .write(Field::CR0_READ_SHADOW, effective_cr0(&vmcs12));
@@ -445,9 +455,23 @@ fn load_control_registers(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, kind: 
     vmx.vmcs()
         .write(Field::CR4_READ_SHADOW, effective_cr4(&vmcs12));
 
-    let efer = vmx.with_arch(|arch| {
-        arch.efer = entry_efer(vmcs12, kind, arch.efer);
-        arch.efer
-    });
-    vmx.set_efer(efer);
+    let efer = entry_efer(vmcs12, kind, vmx.with_arch(|arch| arch.efer));
+    vmx.switch_efer(efer);
+    // A state that is restored says nothing about L1.
+    vmx.private().idle.efer = (origin == Origin::Instruction).then_some(efer01);
+}
+
+impl VmxVcpu {
+    /// Sets `IA32_EFER` of the guest whose VMCS has just become the current one.
+    ///
+    /// KVM has nothing to do if both guests have the same value, and this one had it before.
+    pub(crate) fn switch_efer(&mut self, efer: u64) {
+        let is_in_vmcs = config().vmentry_ctrl & Entry::LOAD_IA32_EFER.into_raw() != 0;
+        let of_vmcs = self.private().idle.efer.take();
+        let of_other = self.with_arch(|arch| core::mem::replace(&mut arch.efer, efer));
+
+        if !is_in_vmcs || of_vmcs != Some(efer) || of_other != efer {
+            self.set_efer(efer);
+        }
+    }
 }
