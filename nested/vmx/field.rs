@@ -9,10 +9,12 @@
 use super::vmcs12::Vmcs12;
 
 mod set;
+mod shadow;
 mod table;
 
 pub use set::{Allowed, FieldSet, Requires};
-pub use table::{Field, CLEAR};
+pub use shadow::{Extent, ShadowVmcs};
+pub use table::{load_shadow, store_shadow, Field, CLEAR};
 
 /// The width of a field (SDM, "Field Encoding in VMCS").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -51,8 +51,8 @@ pub(crate) const LAUNCH_STATE_OFFSET: u64 = offset_of!(Vmcs12, launch_state) as 
 pub(crate) struct Private {
     /// The fields that exist for L1.
     pub(crate) fields: FieldSet,
-    /// The fields of the shadow VMCS.
-    pub(crate) shadow_fields: shadow::Fields,
+    /// What is known of the shadow VMCS.
+    pub(crate) image: shadow::Image,
     /// The checks of vmcs12 that need no repetition.
     pub(crate) passed: Passed,
     /// What L1's virtual processor reserves, once it has entered L2: it cannot change after that.
@@ -74,7 +74,7 @@ impl Private {
         Ok(KBox::new(
             Self {
                 fields: FieldSet::of_l1(&Allowed::of(vmx.msrs())),
-                shadow_fields: shadow::Fields::collect()?,
+                image: shadow::Image::new()?,
                 passed: Passed::NONE,
                 reserved: None,
                 idle: Idle::default(),

@@ -2,7 +2,7 @@
 
 //! The table of the VMCS fields.
 
-use super::{Entry, Exit, Requires, Shadow, Truncate};
+use super::{Entry, Exit, Extent, FieldSet, Requires, Shadow, ShadowVmcs, Truncate};
 use crate::vmx::vmcs12::{Vmcs12, REVISION};
 use core::mem::{offset_of, size_of_val};
 
@@ -92,6 +92,50 @@ macro_rules! vmcs_fields {
                     $( Self::$name => vmcs12.$member = Truncate::truncate(value), )*
                 }
             }
+        }
+
+        /// Copies to `vmcs12` what L1 has written to a shadow VMCS without exits, and to `image`.
+        ///
+        /// `exists` are the fields of the processor. `changed` is told of each field that has
+        /// another value now.
+        pub fn load_shadow(
+            vmcs12: &mut Vmcs12,
+            image: &mut Vmcs12,
+            exists: &FieldSet,
+            shadow: &impl ShadowVmcs,
+            mut changed: impl FnMut(Field),
+        ) {
+            // What is not shadowed is known when this is compiled, and leaves no code.
+            $(
+                if matches!(Shadow::$shadow, Shadow::ReadWrite) && exists.contains(Field::$name) {
+                    let value = Truncate::truncate(shadow.read(Field::$name.encoding()));
+
+                    image.$member = value;
+                    if vmcs12.$member != value {
+                        vmcs12.$member = value;
+                        changed(Field::$name);
+                    }
+                }
+            )*
+        }
+
+        /// Copies the shadowed fields of `vmcs12` to a shadow VMCS, of which `image` is a copy: only
+        /// those that are others there if `extent` says so.
+        pub fn store_shadow(
+            vmcs12: &Vmcs12,
+            image: &mut Vmcs12,
+            exists: &FieldSet,
+            shadow: &mut impl ShadowVmcs,
+            extent: Extent,
+        ) {
+            $(
+                if !matches!(Shadow::$shadow, Shadow::Trapped) && exists.contains(Field::$name) {
+                    if extent == Extent::All || image.$member != vmcs12.$member {
+                        image.$member = vmcs12.$member;
+                        shadow.write(Field::$name.encoding(), u64::from(vmcs12.$member));
+                    }
+                }
+            )*
         }
 
         /// A VMCS of zeroes with the right revision.
