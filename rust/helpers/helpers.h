@@ -186,6 +186,7 @@ bool nested_helper_vmx_posted_test(struct pi_desc *descriptor);
 int nested_helper_vmx_posted_highest(struct pi_desc *descriptor);
 void nested_helper_vmx_posted_deliver(struct pi_desc *descriptor, void *apic, int *highest);
 void nested_helper_vmx_mark_apic_dirty(struct vcpu_vmx *vmx);
+void nested_helper_vmx_mark_pages_dirty(struct vcpu_vmx *vmx);
 int nested_helper_vmx_report_internal_error(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_setup_timer(struct hrtimer *timer,
 				   enum hrtimer_restart (*function)(struct hrtimer *timer));

@@ -534,6 +534,12 @@ void nested_helper_vmx_mark_apic_dirty(struct vcpu_vmx *vmx)
 	kvm_vcpu_map_mark_dirty(&vmx->vcpu, &vmx->nested.pi_desc_map);
 }
 
+void nested_helper_vmx_mark_pages_dirty(struct vcpu_vmx *vmx)
+{
+	kvm_vcpu_map_mark_dirty(&vmx->vcpu, &vmx->nested.apic_access_page_map);
+	nested_helper_vmx_mark_apic_dirty(vmx);
+}
+
 /* Returns what the exit handler returns. */
 int nested_helper_vmx_report_internal_error(struct kvm_vcpu *vcpu)
 {

@@ -59,6 +59,8 @@ pub(crate) struct Private {
     pub(crate) reserved: Option<Reserved>,
     /// What KVM has set up for the guest that is not active.
     pub(crate) idle: Idle,
+    /// When the pages were mapped that vmcs02 refers to.
+    pub(crate) mapped_in: Option<pages::Epoch>,
 /// What KVM has set up for the guest that is not active, so that it need not do so again.
 #[derive(Default)]
 pub(crate) struct Idle {
@@ -78,6 +80,7 @@ impl Private {
                 passed: Passed::NONE,
                 reserved: None,
                 idle: Idle::default(),
+                mapped_in: None,
             },
             GFP_KERNEL_ACCOUNT,
         )?)
