@@ -10,8 +10,7 @@ use crate::{
     mmu::{
         self,
         LoadFailure,
-        Tables,
-        Transition, //
+        Tables, //
     },
     msrs::{
         self,
@@ -63,7 +62,7 @@ pub(crate) fn load(vmx: &mut VmxVcpu) {
             exit::abort(vmx, Abort::LOAD_HOST_PDPTE_FAIL);
         }
     }
-    mmu::flush_at_transition(vmx, Transition::Exit);
+    mmu::flush_at_transition(vmx);
 
     load_rare(vmx, &state);
     load_segments(vmx, &state);

@@ -40,6 +40,7 @@ use nested::{
             Refusal, //
         },
         vmcs12::REGION_SIZE,
+        vpid::Tags,
         Vmcs12, //
     }, //
 };
@@ -59,8 +60,12 @@ pub(crate) struct Private {
     pub(crate) reserved: Option<Reserved>,
     /// What KVM has set up for the guest that is not active.
     pub(crate) idle: Idle,
+    /// The VPIDs of L2.
+    pub(crate) tags: Tags,
     /// When the pages were mapped that vmcs02 refers to.
     pub(crate) mapped_in: Option<pages::Epoch>,
+}
+
 /// What KVM has set up for the guest that is not active, so that it need not do so again.
 #[derive(Default)]
 pub(crate) struct Idle {
@@ -80,6 +85,8 @@ impl Private {
                 passed: Passed::NONE,
                 reserved: None,
                 idle: Idle::default(),
+                tags: Tags::default(),
+                written_vpid: 0,
                 mapped_in: None,
             },
             GFP_KERNEL_ACCOUNT,
@@ -158,15 +165,11 @@ pub(crate) fn enter_vmx_operation(vmx: &mut VmxVcpu) -> Result {
     }
     vmx.fields().vmcs01.shadow_vmcs = shadow_vmcs;
 
-    // SAFETY: Allocates a number.
-    let vpid = unsafe { bindings::nested_helper_vmx_allocate_vpid() };
     let nested = vmx.nested();
     nested.provider_data[0] = KBox::into_raw(private) as u64;
     nested.cached_vmcs12 = KBox::into_raw(vmcs12).cast();
     nested.cached_shadow_vmcs12 = KBox::into_raw(shadow_vmcs12).cast();
-    nested.vpid02 = vpid as u16;
-    // Whatever had the VPID before, the first entry flushes it.
-    nested.last_vpid = 0;
+    nested.vpid02 = 0;
     nested.vmcs02_initialized = false;
     nested.vmxon = true;
     events::set_up_timer(vmx);
@@ -214,9 +217,11 @@ pub(crate) fn leave_vmx_operation(vmx: &mut VmxVcpu) {
     nested.vmxon_ptr = INVALID_GPA;
     nested.posted_intr_nv = NO_VECTOR;
     nested.current_vmptr = INVALID_GPA;
-    let vpid = core::mem::take(&mut nested.vpid02);
-    // SAFETY: It is the one that was allocated; its translations are flushed before it is used.
-    unsafe { bindings::nested_helper_vmx_free_vpid(i32::from(vpid)) };
+    nested.vpid02 = 0;
+    while let Some(vpid) = vmx.private().tags.take() {
+        // SAFETY: It is one that was allocated; whoever has it next flushes it first.
+        unsafe { bindings::nested_helper_vmx_free_vpid(i32::from(vpid.into_raw())) };
+    }
 
     if shadow::is_enabled() {
         shadow::disable(vmx);

@@ -15,8 +15,7 @@ use crate::{
     hyperv,
     mmu::{
         self,
-        Tables,
-        Transition, //
+        Tables, //
     },
     msrs,
     pages::Pages,
@@ -110,21 +109,14 @@ fn is_dirty(vmx: &mut VmxVcpu) -> bool {
 
 /// Writes what vmcs02 is: whose it is, and what of it is L0's.
 pub(crate) fn write_identity(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) {
-    if !is_dirty(vmx) {
-        return;
-    }
-    write_constants(vmx);
+    let vpid = mmu::select_vpid(vmx, vmcs12);
 
-    let mut vmcs = vmx.vmcs();
-    vmcs.write(Field::VMCS_LINK_POINTER, u64::MAX);
-    // SAFETY: Reads a parameter of kvm-intel.
-    if unsafe { bindings::nested_helper_vmx_enable_vpid() } {
-        // Without a VPID, L2 has that of L1: 0, as far as L1 knows.
-        let vpid01 = vmx.fields().vpid as u16;
-        let vpid = match vmx.nested().vpid02 {
-            vpid @ 1.. if vmcs12.secondary().vpid() => vpid,
-            _ => vpid01,
-        };
+    if is_dirty(vmx) {
+        write_constants(vmx);
+        vmx.vmcs().write(Field::VMCS_LINK_POINTER, u64::MAX);
+    }
+    if vmx.private().written_vpid != vpid {
+        vmx.private().written_vpid = vpid;
         vmx.vmcs()
             .write(Field::VIRTUAL_PROCESSOR_ID, u64::from(vpid));
     }
@@ -283,7 +275,7 @@ pub(crate) fn load_state(
     write_intercepts(vmx, vmcs12);
     load_pat(vmx, vmcs12, kind);
     load_time(vmx, vmcs12);
-    mmu::flush_at_transition(vmx, Transition::Entry);
+    mmu::flush_at_transition(vmx);
     if vmcs12.secondary().ept() {
         mmu::enter_ept(vmx);
     }
