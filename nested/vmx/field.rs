@@ -338,9 +338,9 @@ mod tests {
                 None => (),
             }
         }
-        assert_eq!(full, 147);
+        assert_eq!(full, 149);
         assert_eq!(high, 37);
-        assert_eq!(Field::ALL.len(), 147);
+        assert_eq!(Field::ALL.len(), 149);
     }
 
     #[test]

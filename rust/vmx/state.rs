@@ -14,7 +14,8 @@ use crate::{
         VmxVcpu,
         Which,
         INVALID_GPA, //
-    }, //
+    },
+    vmcs02, //
 };
 use core::{
     mem::offset_of,
@@ -39,6 +40,7 @@ use nested::{
             InstructionError,
             Refusal, //
         },
+        merge::controls::PauseLoop,
         vmcs12::REGION_SIZE,
         vpid::Tags,
         Vmcs12, //
@@ -62,8 +64,14 @@ pub(crate) struct Private {
     pub(crate) idle: Idle,
     /// The VPIDs of L2.
     pub(crate) tags: Tags,
+    /// The VPID in vmcs02, 0 where none was written.
+    pub(crate) written_vpid: u16,
     /// When the pages were mapped that vmcs02 refers to.
     pub(crate) mapped_in: Option<pages::Epoch>,
+    /// What a loop of PAUSEs is for L1, in which only the window changes.
+    pub(crate) pause_loop01: PauseLoop,
+    /// What it is in vmcs02.
+    pub(crate) pause_loop02: PauseLoop,
 }
 
 /// What KVM has set up for the guest that is not active, so that it need not do so again.
@@ -88,6 +96,8 @@ impl Private {
                 tags: Tags::default(),
                 written_vpid: 0,
                 mapped_in: None,
+                pause_loop01: vmcs02::pause_loop01(vmx),
+                pause_loop02: PauseLoop::default(),
             },
             GFP_KERNEL_ACCOUNT,
         )?)

@@ -64,7 +64,9 @@ use nested::{
             },
             controls::{
                 merge_controls,
-                xss_exiting_bitmap, //
+                pause_loop,
+                xss_exiting_bitmap,
+                PauseLoop, //
             },
             exceptions::Exceptions,
             guest_state::{
@@ -226,6 +228,10 @@ pub(crate) fn write_controls(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, pag
     if let Some(status) = guest_interrupt_status(vmcs12) {
         vmcs.write(Field::GUEST_INTR_STATUS, u64::from(status));
     }
+    if Secondary::from_raw(vmcs.secondary()).pause_loop_exiting() {
+        write_pause_loop(vmx, vmcs12);
+    }
+    let vmcs = vmx.vmcs();
     if Secondary::from_raw(vmcs.secondary()).encls_exiting() {
         let vmcs12 = vmx.nested().cached_vmcs12;
         // SAFETY: By the invariants of `VmxVcpu`; the snapshot is there.
@@ -234,6 +240,36 @@ pub(crate) fn write_controls(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, pag
     let nested = vmx.nested();
     nested.pi_pending = false;
     nested.posted_intr_nv = notification_vector(&vmcs12).unwrap_or(NO_VECTOR);
+}
+
+/// Returns what a loop of PAUSEs is for L1, whose VMCS is current.
+pub(crate) fn pause_loop01(vmx: &VmxVcpu) -> PauseLoop {
+    let vmcs = vmx.vmcs();
+
+    if Secondary::from_raw(vmcs.secondary()).pause_loop_exiting() {
+        PauseLoop {
+            gap: vmcs.read(Field::PLE_GAP) as u32,
+            window: vmcs.read(Field::PLE_WINDOW) as u32,
+        }
+    } else {
+        PauseLoop::default()
+    }
+}
+
+/// Writes what a loop of PAUSEs is, if it is another than the last time.
+fn write_pause_loop(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) {
+    let l0 = PauseLoop {
+        // KVM adapts it to what L1 does.
+        window: vmx.fields().ple_window,
+        ..vmx.private().pause_loop01
+    };
+    let wanted = pause_loop(vmcs12, l0);
+
+    if core::mem::replace(&mut vmx.private().pause_loop02, wanted) != wanted {
+        let mut vmcs = vmx.vmcs();
+        vmcs.write(Field::PLE_GAP, u64::from(wanted.gap));
+        vmcs.write(Field::PLE_WINDOW, u64::from(wanted.window));
+    }
 }
 
 /// Writes the event that L1 injects, unless it has been.

@@ -149,7 +149,7 @@ macro_rules! vmcs_fields {
             padding64: [0; 1],
             dead_space: [0; 4],
             paddingl: [0; 2],
-            padding32: [0; 7],
+            padding32: [0; 5],
             $( $member: 0, )*
         };
 
@@ -255,6 +255,8 @@ vmcs_fields! {
     0x401c Copied   Never    ReadWrite TPR_THRESHOLD: tpr_threshold, if TprShadow;
     0x401e Merged   Never    Trapped   SECONDARY_VM_EXEC_CONTROL: secondary_vm_exec_control,
                                        if SecondaryControls;
+    0x4020 Merged   Never    Trapped   PLE_GAP: ple_gap, if PauseLoop;
+    0x4022 Merged   Never    Trapped   PLE_WINDOW: ple_window, if PauseLoop;
 
     // 32-bit read-only data fields.
     0x4400 Absent   Never    Trapped   VM_INSTRUCTION_ERROR: vm_instruction_error;
