@@ -194,6 +194,7 @@ void nested_helper_vmx_start_timer(struct hrtimer *timer, u64 nanoseconds);
 s64 nested_helper_vmx_timer_remaining(struct hrtimer *timer);
 void nested_helper_vmx_kick(struct kvm_vcpu *vcpu);
 u64 nested_helper_vmx_l1_tsc(struct kvm_vcpu *vcpu);
+#ifdef CONFIG_KVM_HYPERV
 bool nested_helper_vmx_has_evmcs(struct kvm_vcpu *vcpu);
 u64 nested_helper_vmx_evmptr(struct kvm_vcpu *vcpu);
 bool nested_helper_vmx_evmcs_controls_are_valid(struct vmcs12 *vmcs12);
@@ -205,6 +206,7 @@ u64 nested_helper_vmx_read_evmcs(struct hv_enlightened_vmcs *evmcs, unsigned lon
 int nested_helper_vmx_enable_evmcs(struct kvm_vcpu *vcpu, u16 *version);
 u16 nested_helper_vmx_evmcs_version(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_hv_exit_after_flush(struct kvm_vcpu *vcpu);
+#endif
 void nested_helper_vmx_trace_vmenter(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_vmexit(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_reflected_vmexit(const struct vmcs12 *vmcs12);

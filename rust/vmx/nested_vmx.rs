@@ -17,6 +17,10 @@ mod entry;
 mod events;
 mod exit;
 mod host_state;
+#[cfg(CONFIG_KVM_HYPERV)]
+mod hyperv;
+#[cfg(not(CONFIG_KVM_HYPERV))]
+#[path = "no_hyperv.rs"]
 mod hyperv;
 mod instruction;
 mod invalidate;
