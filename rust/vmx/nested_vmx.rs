@@ -45,6 +45,12 @@ module! {
     authors: ["The nested-kvm developers"],
     description: "Nested virtualization for KVM on Intel processors",
     license: "GPL",
+    params: {
+        enable_shadow_vmcs: bool {
+            default: true,
+            description: "Let L1 access its VMCS without exits, where the processor can",
+        },
+    },
 }
 
 const VERSION: &str = "0.1.0";

@@ -65,10 +65,11 @@ pub(crate) struct Bitmaps {
 type Bitmap = KBox<[u64; 512]>;
 
 impl Bitmaps {
-    /// Makes the bitmaps, if the processor has VMCS shadowing.
+    /// Makes the bitmaps, if the processor has VMCS shadowing and it is to be used.
     pub(crate) fn new() -> Result<Option<Self>> {
+        let is_wanted = crate::module_parameters::enable_shadow_vmcs.value();
         // SAFETY: Reads a capability of the processor; kvm-intel is loaded.
-        if !unsafe { bindings::nested_helper_vmx_has_shadow_vmcs() } {
+        if !is_wanted || !unsafe { bindings::nested_helper_vmx_has_shadow_vmcs() } {
             return Ok(None);
         }
         let vmread = bitmap(|field| field.shadow() != Shadow::Trapped)?;
