@@ -33,6 +33,8 @@ help:
 	@echo '  LEVELS=2|1|3       the last level: an L2, no L2, or an L3 in that L2'
 	@echo '  SMP=1|2|...        virtual CPUs of each level'
 	@echo '  NPT=1|0, EPT=1|0   0: shadow paging in KVM of the guests (amd: NPT, intel: EPT)'
+	@echo '  SHADOW_VMCS=1|0    intel: 0: no VMCS shadowing at any level'
+	@echo '  UNRESTRICTED=1|0   intel: 0: the guests emulate real mode for their guests'
 	@echo '  PROVIDER=ours|c    our module, or the code that is built into KVM'
 	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
 	@echo '  ONLY=TEXT          of make test: the suites whose names contain it; of make bench: the vendors'

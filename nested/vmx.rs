@@ -14,6 +14,7 @@ pub mod instruction;
 pub mod merge;
 pub mod route;
 pub mod vmcs12;
+pub mod vpid;
 
 pub use exit_reason::ExitReason;
 pub use vmcs12::Vmcs12;

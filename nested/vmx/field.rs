@@ -8,13 +8,13 @@
 
 use super::vmcs12::Vmcs12;
 
-mod dirty;
 mod set;
+mod shadow;
 mod table;
 
-pub use dirty::{Dirty, Group};
 pub use set::{Allowed, FieldSet, Requires};
-pub use table::{Field, CLEAR};
+pub use shadow::{Extent, ShadowVmcs};
+pub use table::{load_shadow, store_shadow, Field, CLEAR};
 
 /// The width of a field (SDM, "Field Encoding in VMCS").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,9 +338,9 @@ mod tests {
                 None => (),
             }
         }
-        assert_eq!(full, 147);
+        assert_eq!(full, 149);
         assert_eq!(high, 37);
-        assert_eq!(Field::ALL.len(), 147);
+        assert_eq!(Field::ALL.len(), 149);
     }
 
     #[test]

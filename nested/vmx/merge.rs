@@ -13,6 +13,5 @@ pub mod exceptions;
 pub mod guest_state;
 pub mod io_bitmap;
 pub mod msr_bitmap;
-pub mod rewrite;
 pub mod table;
 pub mod time;

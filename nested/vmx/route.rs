@@ -6,10 +6,8 @@
 //! whatever L1 says; then L1 gets what it asked for; the rest L0 handles behind L1's back.
 
 mod control_register;
-mod emulated;
 mod exception;
 mod instruction;
-mod io_instruction;
 
 use super::{
     exit::interruption::InterruptionInformation,
@@ -22,8 +20,6 @@ use super::{
 use crate::{exits::Taker, memory::GuestMemory};
 
 pub use control_register::{ControlRegisterAccess, LmswOperand};
-pub use emulated::{check_intercept, Instruction, Intercept};
-pub use io_instruction::{IoDirection, IoForm, IoInstruction, IoOperand, IoRepeat};
 
 /// Who an exit of L2 goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -289,8 +289,12 @@ pub struct Vmcs12 {
     pub host_ia32_sysenter_cs: u32,
     /// The VMCS field `VMX_PREEMPTION_TIMER_VALUE`.
     pub vmx_preemption_timer_value: u32,
+    /// The VMCS field `PLE_GAP`, in what KVM's layout has left unused.
+    pub ple_gap: u32,
+    /// The VMCS field `PLE_WINDOW`, likewise.
+    pub ple_window: u32,
     /// Not used.
-    pub padding32: [u32; 7],
+    pub padding32: [u32; 5],
     /// The VMCS field `VIRTUAL_PROCESSOR_ID`.
     pub virtual_processor_id: u16,
     /// The VMCS field `POSTED_INTR_NV`.

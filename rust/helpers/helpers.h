@@ -49,6 +49,8 @@ u64 nested_helper_read_pdptr(struct kvm_vcpu *vcpu, int index);
 bool nested_helper_is_64_bit_mode(struct kvm_vcpu *vcpu);
 void nested_helper_reload_pdptrs(struct kvm_vcpu *vcpu);
 bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4);
+int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value);
+bool nested_helper_memory_epoch(struct kvm_vcpu *vcpu, u64 *sequence, u64 *generation);
 bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa);
 bool nested_helper_is_legal_cr3(struct kvm_vcpu *vcpu, unsigned long cr3);
 bool nested_helper_is_cpuid_allowed(struct kvm_vcpu *vcpu);
@@ -150,7 +152,6 @@ void nested_helper_vmx_forget_segments(struct vcpu_vmx *vmx);
 unsigned long nested_helper_vmx_rflags(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_set_rflags(struct kvm_vcpu *vcpu, unsigned long rflags);
 int nested_helper_vmx_cpl(struct kvm_vcpu *vcpu);
-void nested_helper_vmx_set_segment(struct kvm_vcpu *vcpu, struct kvm_segment *segment, int number);
 void nested_helper_vmx_set_cr0(struct kvm_vcpu *vcpu, unsigned long cr0);
 void nested_helper_vmx_set_cr4(struct kvm_vcpu *vcpu, unsigned long cr4);
 void nested_helper_vmx_set_efer(struct kvm_vcpu *vcpu, u64 efer);
@@ -185,6 +186,7 @@ bool nested_helper_vmx_posted_test(struct pi_desc *descriptor);
 int nested_helper_vmx_posted_highest(struct pi_desc *descriptor);
 void nested_helper_vmx_posted_deliver(struct pi_desc *descriptor, void *apic, int *highest);
 void nested_helper_vmx_mark_apic_dirty(struct vcpu_vmx *vmx);
+void nested_helper_vmx_mark_pages_dirty(struct vcpu_vmx *vmx);
 int nested_helper_vmx_report_internal_error(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_setup_timer(struct hrtimer *timer,
 				   enum hrtimer_restart (*function)(struct hrtimer *timer));
@@ -192,6 +194,7 @@ void nested_helper_vmx_start_timer(struct hrtimer *timer, u64 nanoseconds);
 s64 nested_helper_vmx_timer_remaining(struct hrtimer *timer);
 void nested_helper_vmx_kick(struct kvm_vcpu *vcpu);
 u64 nested_helper_vmx_l1_tsc(struct kvm_vcpu *vcpu);
+#ifdef CONFIG_KVM_HYPERV
 bool nested_helper_vmx_has_evmcs(struct kvm_vcpu *vcpu);
 u64 nested_helper_vmx_evmptr(struct kvm_vcpu *vcpu);
 bool nested_helper_vmx_evmcs_controls_are_valid(struct vmcs12 *vmcs12);
@@ -203,6 +206,7 @@ u64 nested_helper_vmx_read_evmcs(struct hv_enlightened_vmcs *evmcs, unsigned lon
 int nested_helper_vmx_enable_evmcs(struct kvm_vcpu *vcpu, u16 *version);
 u16 nested_helper_vmx_evmcs_version(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_hv_exit_after_flush(struct kvm_vcpu *vcpu);
+#endif
 void nested_helper_vmx_trace_vmenter(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_vmexit(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_reflected_vmexit(const struct vmcs12 *vmcs12);

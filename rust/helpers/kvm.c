@@ -141,6 +141,41 @@ bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4)
 
 /* cpuid.h */
 
+/*
+ * Reads 8 bytes of guest memory that are in one page. Without the calls of
+ * kvm_vcpu_read_guest(), which is made for more than that.
+ */
+int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value)
+{
+	gfn_t gfn = gpa_to_gfn(gpa);
+	struct kvm_memory_slot *slot = __gfn_to_memslot(kvm_vcpu_memslots(vcpu), gfn);
+	unsigned long hva;
+
+	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
+		return -EFAULT;
+	hva = __gfn_to_hva_memslot(slot, gfn) + offset_in_page(gpa);
+	return __get_user(*value, (u64 __user *)hva);
+}
+
+/*
+ * Returns false if mappings of guest memory are being invalidated. A mapping that
+ * is made now is valid until one of the numbers is another, or this returns false.
+ */
+bool nested_helper_memory_epoch(struct kvm_vcpu *vcpu, u64 *sequence, u64 *generation)
+{
+	struct kvm *kvm = vcpu->kvm;
+
+	if (READ_ONCE(kvm->mmu_invalidate_in_progress))
+		return false;
+	/* Pairs with the write barrier in kvm_mmu_invalidate_end(). */
+	smp_rmb();
+	*sequence = READ_ONCE(kvm->mmu_invalidate_seq);
+	*generation = kvm_vcpu_memslots(vcpu)->generation;
+	/* The mapping comes after that. */
+	smp_rmb();
+	return true;
+}
+
 bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
 	return kvm_vcpu_is_legal_gpa(vcpu, gpa);

@@ -33,7 +33,6 @@
 #pragma weak __kvm_is_using_evmcs
 #pragma weak __vmx_guest_state_valid
 #pragma weak __vmx_interrupt_blocked
-#pragma weak __vmx_set_segment
 #pragma weak alloc_loaded_vmcs
 #pragma weak alloc_vmcs_cpu
 #pragma weak allocate_vpid
@@ -42,11 +41,6 @@
 #pragma weak free_vmcs
 #pragma weak free_vpid
 #pragma weak invvpid_error
-#pragma weak nested_enable_evmcs
-#pragma weak nested_evmcs_check_controls
-#pragma weak nested_evmcs_l2_tlb_flush_enabled
-#pragma weak nested_get_evmcs_version
-#pragma weak nested_get_evmptr
 #pragma weak nr_evmcs_1_fields
 #pragma weak pt_update_intercept_for_msr
 #pragma weak set_cr4_guest_host_mask
@@ -65,7 +59,6 @@
 #pragma weak vmx_get_rflags
 #pragma weak vmx_get_supported_debugctl
 #pragma weak vmx_guest_inject_ac
-#pragma weak vmx_hv_inject_synthetic_vmexit_post_tlb_flush
 #pragma weak vmx_interrupt_blocked
 #pragma weak vmx_nmi_blocked
 #pragma weak vmx_set_constant_host_state
@@ -78,6 +71,14 @@
 #pragma weak vmx_set_rflags
 #pragma weak vmx_update_exception_bitmap
 #pragma weak vmx_vcpu_load_vmcs
+#ifdef CONFIG_KVM_HYPERV
+#pragma weak nested_enable_evmcs
+#pragma weak nested_evmcs_check_controls
+#pragma weak nested_evmcs_l2_tlb_flush_enabled
+#pragma weak nested_get_evmcs_version
+#pragma weak nested_get_evmptr
+#pragma weak vmx_hv_inject_synthetic_vmexit_post_tlb_flush
+#endif
 #ifdef CONFIG_X86_SGX_KVM
 #pragma weak enable_sgx
 #pragma weak vmx_write_encls_bitmap
@@ -354,11 +355,6 @@ int nested_helper_vmx_cpl(struct kvm_vcpu *vcpu)
 	return vmx_get_cpl(vcpu);
 }
 
-void nested_helper_vmx_set_segment(struct kvm_vcpu *vcpu, struct kvm_segment *segment, int number)
-{
-	__vmx_set_segment(vcpu, segment, number);
-}
-
 void nested_helper_vmx_set_cr0(struct kvm_vcpu *vcpu, unsigned long cr0)
 {
 	vmx_set_cr0(vcpu, cr0);
@@ -540,6 +536,12 @@ void nested_helper_vmx_mark_apic_dirty(struct vcpu_vmx *vmx)
 	kvm_vcpu_map_mark_dirty(&vmx->vcpu, &vmx->nested.pi_desc_map);
 }
 
+void nested_helper_vmx_mark_pages_dirty(struct vcpu_vmx *vmx)
+{
+	kvm_vcpu_map_mark_dirty(&vmx->vcpu, &vmx->nested.apic_access_page_map);
+	nested_helper_vmx_mark_apic_dirty(vmx);
+}
+
 /* Returns what the exit handler returns. */
 int nested_helper_vmx_report_internal_error(struct kvm_vcpu *vcpu)
 {
@@ -575,6 +577,7 @@ u64 nested_helper_vmx_l1_tsc(struct kvm_vcpu *vcpu)
 	return kvm_read_l1_tsc(vcpu, rdtsc());
 }
 
+#ifdef CONFIG_KVM_HYPERV
 /* Hyper-V. */
 
 bool nested_helper_vmx_has_evmcs(struct kvm_vcpu *vcpu)
@@ -635,6 +638,7 @@ void nested_helper_vmx_hv_exit_after_flush(struct kvm_vcpu *vcpu)
 {
 	vmx_hv_inject_synthetic_vmexit_post_tlb_flush(vcpu);
 }
+#endif /* CONFIG_KVM_HYPERV */
 
 /* Tracepoints. */
 

@@ -12,7 +12,10 @@ use core::{
     ptr::NonNull, //
 };
 use nested::{
-    address::Gpa,
+    address::{
+        Gpa,
+        PAGE_SIZE, //
+    },
     memory::{
         GuestMemory,
         Inaccessible, //
@@ -22,6 +25,12 @@ use nested::{
 
 impl GuestMemory for Vcpu {
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Inaccessible> {
+        if let Ok(word) = <&mut [u8; 8]>::try_from(&mut *bytes) {
+            if gpa.into_raw() % PAGE_SIZE <= PAGE_SIZE - word.len() as u64 {
+                *word = read_word(self, gpa)?;
+                return Ok(());
+            }
+        }
         // SAFETY: By the invariants of `Vcpu`; the buffer has the length given.
         let result = unsafe {
             bindings::kvm_vcpu_read_guest(
@@ -55,6 +64,20 @@ impl GuestMemory for Vcpu {
         } else {
             Err(Inaccessible)
         }
+    }
+}
+
+/// Reads 8 bytes that are in one page.
+fn read_word(vcpu: &Vcpu, gpa: Gpa) -> Result<[u8; 8], Inaccessible> {
+    let mut word = 0;
+
+    // SAFETY: By the invariants of `Vcpu`, the callers protect memory slots by SRCU.
+    let result = unsafe {
+        bindings::nested_helper_read_guest_u64(vcpu.as_ptr(), gpa.into_raw(), &raw mut word)
+    };
+    match result {
+        0 => Ok(word.to_ne_bytes()),
+        _ => Err(Inaccessible),
     }
 }
 

@@ -146,6 +146,6 @@ fn write_vmcs12(vmx: &mut VmxVcpu, component: Component, value: u64) {
         .forget_field(u32::from(field.encoding()));
     // L1 may read it without an exit.
     if field.shadow() == Shadow::Read {
-        shadow::write(vmx, field);
+        shadow::copy_from_vmcs12(vmx);
     }
 }

@@ -361,7 +361,10 @@ fn fail(vmx: &mut VmxVcpu, reason: ExitReason, qualification: u64) {
     vmcs12.vm_exit_reason = reason.into_raw();
     vmcs12.exit_qualification = qualification;
     pages::unmap(vmx);
+    // How much of L2's state was loaded is not known.
+    vmx.private().idle.efer = None;
     host_state::load(vmx);
+    vmx.private().idle.efer = None;
     vmx.request_shadow_sync();
 }
 

@@ -150,7 +150,7 @@ fn switch_to_l1(vmx: &mut VmxVcpu, information: Option<&ExitInformation>) {
     vmx.isolate_branch_prediction();
     msrs::write_counts(vmx);
     write_tsc(vmx);
-    pages::unmap(vmx);
+    pages::leave(vmx);
     if information.is_some() {
         vmx.request_shadow_sync();
     }

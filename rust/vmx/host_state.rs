@@ -10,8 +10,7 @@ use crate::{
     mmu::{
         self,
         LoadFailure,
-        Tables,
-        Transition, //
+        Tables, //
     },
     msrs::{
         self,
@@ -31,8 +30,7 @@ use nested::vmx::{
         guest_state::ControlFlow,
         host_state::{
             ControlFlowState,
-            HostState,
-            Segment, //
+            HostState, //
         },
         msr_area::MsrArea,
         Abort, //
@@ -45,8 +43,9 @@ pub(crate) fn load(vmx: &mut VmxVcpu) {
     let efer = vmx.with_arch(|arch| arch.efer);
     let state = HostState::of(vmx.vmcs12(), efer);
 
-    vmx.with_arch(|arch| arch.efer = state.efer);
-    vmx.set_efer(state.efer);
+    vmx.switch_efer(state.efer);
+    // The VMCS of L2 is left as it is, until L2 is entered again.
+    vmx.private().idle.efer = Some(efer);
     vmx.set_rsp(state.rsp as usize);
     vmx.set_rip(state.rip as usize);
     vmx.set_flags(state.rflags as usize);
@@ -55,6 +54,7 @@ pub(crate) fn load(vmx: &mut VmxVcpu) {
     take_over_control_registers(vmx, state.cr0, state.cr4);
 
     mmu::leave_ept(vmx);
+    mmu::exchange_walks(vmx);
     match mmu::load_cr3(vmx, state.cr3, Tables::OwnLoaded) {
         Ok(()) => {}
         // CR3 was checked at entry, the pointers are in memory.
@@ -62,7 +62,7 @@ pub(crate) fn load(vmx: &mut VmxVcpu) {
             exit::abort(vmx, Abort::LOAD_HOST_PDPTE_FAIL);
         }
     }
-    mmu::flush_at_transition(vmx, Transition::Exit);
+    mmu::flush_at_transition(vmx);
 
     load_rare(vmx, &state);
     load_segments(vmx, &state);
@@ -139,44 +139,31 @@ pub(crate) fn read_control_flow(vmcs: &Vmcs<'_>, available: ControlFlow) -> Cont
     }
 }
 
+/// Writes the segment registers. L1 is in protected mode: KVM has none of its own for them.
 fn load_segments(vmx: &mut VmxVcpu, state: &HostState) {
-    for (number, segment) in [
-        (bindings::VCPU_SREG_CS, &state.cs),
-        (bindings::VCPU_SREG_DS, &state.ds),
-        (bindings::VCPU_SREG_ES, &state.es),
-        (bindings::VCPU_SREG_SS, &state.ss),
-        (bindings::VCPU_SREG_FS, &state.fs),
-        (bindings::VCPU_SREG_GS, &state.gs),
-        (bindings::VCPU_SREG_TR, &state.tr),
-        (bindings::VCPU_SREG_LDTR, &state.ldtr),
-    ] {
-        let mut segment = kvm_segment(segment);
-        // SAFETY: By the invariants of `VmxVcpu`.
-        unsafe {
-            bindings::nested_helper_vmx_set_segment(vmx.as_ptr(), &raw mut segment, number as i32);
-        }
+    /// Writes the four fields of a register, whose encodings are known when this is compiled.
+    macro_rules! write {
+        ($vmcs:ident, $segment:expr, $selector:ident $limit:ident $access:ident $base:ident) => {
+            let segment = &$segment;
+            $vmcs.write(Field::$selector, u64::from(segment.selector));
+            $vmcs.write(Field::$limit, u64::from(segment.limit));
+            $vmcs.write(Field::$access, u64::from(segment.access_rights));
+            $vmcs.write(Field::$base, segment.base);
+        };
     }
-}
 
-/// Converts a segment register for KVM.
-fn kvm_segment(segment: &Segment) -> bindings::kvm_segment {
-    let bit = |number: u32| (segment.access_rights >> number & 1) as u8;
-
-    bindings::kvm_segment {
-        base: segment.base,
-        limit: segment.limit,
-        selector: segment.selector,
-        type_: (segment.access_rights & 0xf) as u8,
-        s: bit(4),
-        dpl: (segment.access_rights >> 5 & 3) as u8,
-        present: bit(7),
-        avl: bit(12),
-        l: bit(13),
-        db: bit(14),
-        g: bit(15),
-        unusable: bit(16),
-        ..Default::default()
-    }
+    let mut vmcs = vmx.vmcs();
+    write!(vmcs, state.cs, GUEST_CS_SELECTOR GUEST_CS_LIMIT GUEST_CS_AR_BYTES GUEST_CS_BASE);
+    write!(vmcs, state.ds, GUEST_DS_SELECTOR GUEST_DS_LIMIT GUEST_DS_AR_BYTES GUEST_DS_BASE);
+    write!(vmcs, state.es, GUEST_ES_SELECTOR GUEST_ES_LIMIT GUEST_ES_AR_BYTES GUEST_ES_BASE);
+    write!(vmcs, state.ss, GUEST_SS_SELECTOR GUEST_SS_LIMIT GUEST_SS_AR_BYTES GUEST_SS_BASE);
+    write!(vmcs, state.fs, GUEST_FS_SELECTOR GUEST_FS_LIMIT GUEST_FS_AR_BYTES GUEST_FS_BASE);
+    write!(vmcs, state.gs, GUEST_GS_SELECTOR GUEST_GS_LIMIT GUEST_GS_AR_BYTES GUEST_GS_BASE);
+    write!(vmcs, state.tr, GUEST_TR_SELECTOR GUEST_TR_LIMIT GUEST_TR_AR_BYTES GUEST_TR_BASE);
+    write!(vmcs, state.ldtr,
+        GUEST_LDTR_SELECTOR GUEST_LDTR_LIMIT GUEST_LDTR_AR_BYTES GUEST_LDTR_BASE);
+    // SAFETY: By the invariants of `VmxVcpu`.
+    unsafe { bindings::nested_helper_vmx_forget_segments(vmx.raw()) };
 }
 
 fn load_msrs(vmx: &mut VmxVcpu) {
@@ -199,6 +186,7 @@ pub(crate) fn restore(vmx: &mut VmxVcpu) {
 
     let efer = efer_of_vmcs01(vmx);
     vmx.set_efer(efer);
+    vmx.private().idle.efer = None;
     let (cr0, cr4) = {
         let vmcs = vmx.vmcs();
         (

@@ -80,6 +80,30 @@ pub(crate) enum Clean {
 
 const ALL_CLEAN: u32 = 0xffff;
 
+/// Returns whether user space has offered enlightened VMCSes to L1.
+fn has_evmcs(vmx: &VmxVcpu) -> bool {
+    // SAFETY: By the invariants of `VmxVcpu`.
+    unsafe { bindings::nested_helper_vmx_has_evmcs(vmx.as_ptr()) }
+}
+
+/// Returns whether L2 asks for a flush by a hypercall that L0 handles for L1.
+pub(crate) fn is_direct_flush(vmx: &VmxVcpu) -> bool {
+    // SAFETY: By the invariants of `VmxVcpu`.
+    unsafe { bindings::nested_helper_vmx_hv_is_direct_flush(vmx.as_ptr()) }
+}
+
+/// Adds what concerns enlightened VMCSes to the ops.
+pub(crate) fn complete_ops(ops: bindings::kvm_x86_nested_ops) -> bindings::kvm_x86_nested_ops {
+    bindings::kvm_x86_nested_ops {
+        enable_evmcs: Some(bindings::nested_helper_vmx_enable_evmcs),
+        get_evmcs_version: Some(bindings::nested_helper_vmx_evmcs_version),
+        hv_inject_synthetic_vmexit_post_tlb_flush: Some(
+            bindings::nested_helper_vmx_hv_exit_after_flush,
+        ),
+        ..ops
+    }
+}
+
 /// Returns the enlightened VMCS, if L1 uses one.
 fn evmcs(vmx: &mut VmxVcpu) -> Option<NonNull<Evmcs>> {
     NonNull::new(vmx.nested().hv_evmcs)
@@ -144,7 +168,7 @@ pub(crate) fn release(vmx: &mut VmxVcpu) {
 ///
 /// There is no telling one that is not in use from a VMCS: nothing is written to it.
 pub(crate) fn clear(vmx: &mut VmxVcpu, pointer: Gpa) -> bool {
-    if !vmx.has_evmcs() || wanted(vmx).is_none() {
+    if !has_evmcs(vmx) || wanted(vmx).is_none() {
         return false;
     }
     if evmptr(vmx) == Some(pointer) {
@@ -168,7 +192,7 @@ pub(crate) enum Vmptrld {
 
 /// Loads the enlightened VMCS that L1 wants to use, if it does.
 pub(crate) fn vmptrld(vmx: &mut VmxVcpu, launch: Launch) -> Vmptrld {
-    if !vmx.has_evmcs() {
+    if !has_evmcs(vmx) {
         return Vmptrld::Disabled;
     }
     let Some(pointer) = wanted(vmx) else {
@@ -226,7 +250,7 @@ fn map(vmx: &mut VmxVcpu, pointer: Gpa) -> Vmptrld {
 
 /// Maps the enlightened VMCS that a restored state refers to, if it does.
 pub(crate) fn map_restored(vmx: &mut VmxVcpu) -> Result<(), Inaccessible> {
-    if !vmx.has_evmcs() || vmx.nested().hv_evmcs_vmptr != EVMPTR_MAP_PENDING {
+    if !has_evmcs(vmx) || vmx.nested().hv_evmcs_vmptr != EVMPTR_MAP_PENDING {
         return Ok(());
     }
     match vmptrld(vmx, Launch::Resume) {
@@ -263,7 +287,7 @@ pub(crate) fn controls_are_valid(vmx: &mut VmxVcpu) -> bool {
     let vmcs12 = vmx.nested().cached_vmcs12;
 
     // SAFETY: The snapshot is there in VMX operation.
-    !vmx.has_evmcs() || unsafe { bindings::nested_helper_vmx_evmcs_controls_are_valid(vmcs12) }
+    !has_evmcs(vmx) || unsafe { bindings::nested_helper_vmx_evmcs_controls_are_valid(vmcs12) }
 }
 
 /// Returns whether L1 says that fields of its enlightened VMCS have not changed.

@@ -16,10 +16,7 @@ use crate::{
     vcpu::VmxVcpu, //
 };
 use kernel::ffi::c_int;
-use kvm::{
-    bindings,
-    Preemption, //
-};
+use kvm::bindings;
 use nested::vmx::{
     exit::information::ReasonField,
     field::Allowed,
@@ -29,7 +26,6 @@ use nested::vmx::{
             check_invvpid_supported,
             Invept,
             InveptType,
-            Invvpid,
             InvvpidType, //
         },
         vmfunc::{
@@ -70,7 +66,7 @@ pub(crate) fn invvpid(vmx: &mut VmxVcpu) -> Result<(), Stop> {
     let kind = InvvpidType::new(read_register(vmx, information.register()), capability)?;
     let descriptor = read_operand(vmx, &processor, &information.memory()?)?;
 
-    flush(vmx, kind.request(descriptor, linear_address_width())?);
+    mmu::invalidate_vpid(vmx, kind.request(descriptor, linear_address_width())?);
     Ok(())
 }
 
@@ -78,35 +74,6 @@ pub(crate) fn invvpid(vmx: &mut VmxVcpu) -> Result<(), Stop> {
 pub(crate) fn linear_address_width() -> u32 {
     // SAFETY: Reads a capability of the host.
     unsafe { bindings::nested_helper_vmx_linear_address_width() }
-}
-
-/// Flushes the one VPID that L2 has, whichever of L1's it is used for.
-fn flush(vmx: &mut VmxVcpu, request: Invvpid) {
-    let preemption = Preemption::disable();
-    let vpid01 = vmx.fields().vpid;
-    let nested = vmx.nested();
-    let vpid02 = match nested.vpid02 {
-        0 => vpid01,
-        vpid => c_int::from(vpid),
-    };
-
-    // What another processor has of it is flushed by the next entry, like what a new VPID has.
-    if nested.vmcs02.cpu != preemption.processor() {
-        nested.last_vpid = 0;
-        return;
-    }
-    match request {
-        // SAFETY: The processor has VPIDs, or L1 would have none.
-        Invvpid::IndividualAddress { linear, .. } => unsafe {
-            bindings::nested_helper_vmx_flush_vpid_address(vpid02, linear.into_raw());
-        },
-        Invvpid::SingleContext(_)
-        | Invvpid::AllContexts
-        // SAFETY: As above.
-        | Invvpid::SingleContextRetainingGlobals(_) => unsafe {
-            bindings::nested_helper_vmx_flush_vpid(vpid02);
-        },
-    }
 }
 
 /// Executes VMFUNC for L2; returns what an exit handler returns.
@@ -146,7 +113,7 @@ fn call_function(vmx: &mut VmxVcpu) -> Result<(), VmfuncRefusal> {
         Vmfunc::Switch { eptp, .. } => {
             vmx.vmcs12_mut().ept_pointer = eptp.into_raw();
             mmu::use_eptp(vmx);
-            if !vmx.vmcs12().secondary().vpid() {
+            if vmx.nested().vpid02 == 0 {
                 vmx.request_guest_tlb_flush();
             }
         }

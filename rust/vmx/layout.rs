@@ -49,10 +49,13 @@ same_layout! {
     guest_gs_selector, guest_ldtr_selector, guest_tr_selector, guest_intr_status, host_es_selector,
     host_cs_selector, host_ss_selector, host_ds_selector, host_fs_selector, host_gs_selector,
     host_tr_selector, guest_pml_index,
+    // In what C leaves for the future: it copies, saves and restores it without looking at it.
+    ple_gap = padding32,
 }
 
 // What is allocated for a vmcs12 is a region, of which the type is the beginning. C packs it.
 const _: () = {
     assert!(size_of::<Vmcs12>() == size_of::<bindings::vmcs12>().next_multiple_of(8));
     assert!(size_of::<Vmcs12>() <= REGION_SIZE);
+    assert!(offset_of!(Vmcs12, virtual_processor_id) - offset_of!(Vmcs12, ple_gap) == 7 * 4);
 };

@@ -18,14 +18,24 @@ use kvm::{
     bindings,
     Vcpu, //
 };
-use nested::vmx::{
-    capability::msrs::ept,
-    exit::information::{
-        ExitInformation,
-        ReasonField, //
-    },
-    exit_reason::ExitReason,
-    Vmcs12, //
+use nested::{
+    checked::Checked,
+    vmx::{
+        capability::msrs::ept,
+        exit::information::{
+            ExitInformation,
+            ReasonField, //
+        },
+        exit_reason::ExitReason,
+        instruction::invalidate::{
+            Invvpid,
+            Vpid, //
+        },
+        vpid::{
+            Host, //
+        },
+        Vmcs12, //
+    }, //
 };
 
 /// CR3 cannot be loaded.
@@ -76,6 +86,18 @@ pub(crate) fn load_cr3(vmx: &mut VmxVcpu, cr3: u64, tables: Tables) -> Result<()
         vmx.use_page_tables(cr3);
     }
     Ok(())
+}
+
+/// Gives KVM back what it found out about page tables when the guest that becomes active was before.
+///
+/// KVM looks whether it still holds, and starts anew if not: L1 and L2 differ in that alone that a
+/// walk says which of them it is for. It may depend on CPUID, which cannot change any more once L1
+/// has executed an instruction.
+pub(crate) fn exchange_walks(vmx: &mut VmxVcpu) {
+    let mut walk = core::mem::take(&mut vmx.private().idle.walk);
+
+    vmx.with_arch(|arch| core::mem::swap(&mut arch.gva_walk, &mut walk));
+    vmx.private().idle.walk = walk;
 }
 
 /// Loads the page-directory pointers of L1, or of an L2 that runs on L1's tables.
@@ -134,29 +156,71 @@ const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 /// The address in an EPT pointer. Translations are tagged by it alone.
 const EPTP_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Which guest is about to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transition {
-    /// L2.
-    Entry,
-    /// L1.
-    Exit,
+/// The VPIDs of kvm-intel.
+struct Vpids;
+
+impl Host for Vpids {
+    fn allocate(&mut self) -> Option<Vpid> {
+        // SAFETY: Allocates a number.
+        let vpid = unsafe { bindings::nested_helper_vmx_allocate_vpid() };
+
+        u64::try_from(vpid).ok().and_then(Vpid::new)
+    }
+
+    fn flush(&mut self, vpid: Vpid) {
+        // SAFETY: The processor has VPIDs, or none would have been allocated.
+        unsafe { bindings::nested_helper_vmx_flush_vpid(c_int::from(vpid.into_raw())) };
+    }
 }
 
-/// Flushes what the processor would flush at a transition, and what it could mix up.
-pub(crate) fn flush_at_transition(vmx: &mut VmxVcpu, transition: Transition) {
+/// Returns the VPID that L2 is about to run with, 0 if L0 uses none.
+///
+/// KVM flushes what it has to of the one that it finds in `vpid02`. Where it flushes all, it does so
+/// by EPT, which has no regard to VPIDs.
+pub(crate) fn select_vpid(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) -> u16 {
+    let vpid12 = vmcs12
+        .secondary()
+        .vpid()
+        .then(|| Vpid::new(u64::from(vmcs12.virtual_processor_id)))
+        .flatten();
+    let selected = vpid12.and_then(|vpid12| vmx.private().tags.select(vpid12, &mut Vpids));
+    let vpid02 = selected.map_or(0, |flushed| flushed.vpid().into_raw());
+
+    vmx.nested().vpid02 = vpid02;
+    match vpid02 {
+        // Without a VPID, L2 has that of L1: 0, as far as L1 knows.
+        0 => vmx.fields().vpid as u16,
+        vpid02 => vpid02,
+    }
+}
+
+/// Invalidates what INVVPID of L1 asks for.
+pub(crate) fn invalidate_vpid(vmx: &mut VmxVcpu, request: Invvpid) {
+    let tags = &mut vmx.private().tags;
+
+    match request {
+        Invvpid::IndividualAddress { vpid, linear } => {
+            if let Some(flushed) = tags.find(vpid) {
+                let vpid02 = c_int::from(flushed.vpid().into_raw());
+                // SAFETY: The processor has VPIDs, or L1 would have none.
+                unsafe {
+                    bindings::nested_helper_vmx_flush_vpid_address(vpid02, linear.into_raw());
+                }
+            }
+        }
+        Invvpid::SingleContext(vpid) | Invvpid::SingleContextRetainingGlobals(vpid) => {
+            tags.invalidate(vpid);
+        }
+        Invvpid::AllContexts => tags.invalidate_all(),
+    }
+}
+
+/// Flushes what the processor would flush at a transition, if L1 and L2 have one VPID.
+pub(crate) fn flush_at_transition(vmx: &mut VmxVcpu) {
     vmx.flush_for_hyperv();
 
-    // Without a VPID for L2, L1 and L2 have the same, 0, which each transition flushes. It is not
-    // EPT12 that is flushed then.
-    if !vmx.vmcs12().secondary().vpid() {
-        vmx.request_guest_tlb_flush();
-        return;
-    }
-    // L0 has one tag for L2: another VPID of L1 is new to it. EPT tells L1 and L2 apart.
-    let vpid = vmx.vmcs12().virtual_processor_id;
-    if transition == Transition::Entry && vmx.nested().last_vpid != vpid {
-        vmx.nested().last_vpid = vpid;
+    // It is not EPT12 that is flushed then.
+    if vmx.nested().vpid02 == 0 {
         vmx.request_guest_tlb_flush();
     }
 }

@@ -17,6 +17,10 @@ mod entry;
 mod events;
 mod exit;
 mod host_state;
+#[cfg(CONFIG_KVM_HYPERV)]
+mod hyperv;
+#[cfg(not(CONFIG_KVM_HYPERV))]
+#[path = "no_hyperv.rs"]
 mod hyperv;
 mod instruction;
 mod invalidate;
@@ -41,6 +45,12 @@ module! {
     authors: ["The nested-kvm developers"],
     description: "Nested virtualization for KVM on Intel processors",
     license: "GPL",
+    params: {
+        enable_shadow_vmcs: bool {
+            default: true,
+            description: "Let L1 access its VMCS without exits, where the processor can",
+        },
+    },
 }
 
 const VERSION: &str = "0.1.0";

@@ -69,7 +69,7 @@ use nested::{
 /// Builds the ops of `module`.
 pub(crate) fn build(module: &ThisModule) -> bindings::vmx_nested_ops {
     bindings::vmx_nested_ops {
-        x86: bindings::kvm_x86_nested_ops {
+        x86: hyperv::complete_ops(bindings::kvm_x86_nested_ops {
             owner: module.as_ptr().cast(),
             vm_init: Some(VmStats::<ExitReason>::vm_init),
             vm_destroy: Some(VmStats::<ExitReason>::vm_destroy),
@@ -83,13 +83,8 @@ pub(crate) fn build(module: &ThisModule) -> bindings::vmx_nested_ops {
             set_state: Some(set_state),
             get_nested_state_pages: Some(get_nested_state_pages),
             write_log_dirty: Some(write_log_dirty),
-            enable_evmcs: Some(bindings::nested_helper_vmx_enable_evmcs),
-            get_evmcs_version: Some(bindings::nested_helper_vmx_evmcs_version),
-            hv_inject_synthetic_vmexit_post_tlb_flush: Some(
-                bindings::nested_helper_vmx_hv_exit_after_flush,
-            ),
             ..Default::default()
-        },
+        }),
         setup_ctls_msrs: Some(setup_ctls_msrs),
         get_vmx_msr: Some(get_vmx_msr),
         set_vmx_msr: Some(set_vmx_msr),

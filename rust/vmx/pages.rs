@@ -3,7 +3,8 @@
 //! Pages of L1 that vmcs02 refers to.
 //!
 //! They are mapped as long as L2 is active, so that the processor cannot write to memory that has
-//! become another's.
+//! become another's. They stay mapped for the next entry, which asks KVM whether anything has become
+//! of L1's memory meanwhile.
 
 use crate::{
     hyperv,
@@ -56,18 +57,59 @@ impl Pages {
 #[derive(Debug)]
 pub(crate) struct Missing;
 
-/// Maps the page that `gpa` is in; returns the address of the same byte in the host.
+/// A state of L1's memory, as KVM counts its changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Epoch {
+    /// Changes of where in the host the memory is.
+    sequence: u64,
+    /// Changes of the memory slots.
+    generation: u64,
+}
+
+impl Epoch {
+    /// Returns the state now, unless it is changing.
+    fn now(vmx: &VmxVcpu) -> Option<Self> {
+        let mut epoch = Self::default();
+
+        // SAFETY: By the invariants of `VmxVcpu`; the counts are read as KVM's own users of mappings
+        // read them: a change that comes later changes a count.
+        unsafe {
+            bindings::nested_helper_memory_epoch(
+                vmx.as_ptr(),
+                &raw mut epoch.sequence,
+                &raw mut epoch.generation,
+            )
+        }
+        .then_some(epoch)
+    }
+}
+
+/// Releases all pages if any may not be L1's any more.
+fn revalidate(vmx: &mut VmxVcpu) {
+    let now = Epoch::now(vmx);
+
+    if now.is_none() || vmx.private().mapped_in != now {
+        unmap(vmx);
+        vmx.private().mapped_in = now;
+    }
+}
+
+/// Maps the page that `gpa` is in, unless it is; returns the address of the same byte in the host.
 fn map(vmx: &VmxVcpu, gpa: u64, map: *mut bindings::kvm_host_map) -> Option<u64> {
-    let page = Gpa::from_raw(gpa).page().into_raw();
+    let page = Gpa::from_raw(gpa).page().into_raw() >> 12;
 
     // SAFETY: By the invariants of `VmxVcpu`; `map` is a part of the vCPU that is unused, or has
-    // mapped another page for it that `unmap()` releases.
-    let result = unsafe {
-        bindings::kvm_vcpu_unmap(vmx.as_ptr(), map);
-        bindings::__kvm_vcpu_map(vmx.as_ptr(), page >> 12, map, true)
+    // mapped a page for it that `revalidate()` has found to be valid.
+    let is_mapped = unsafe {
+        if !(*map).hva.is_null() && (*map).gfn == page {
+            true
+        } else {
+            bindings::kvm_vcpu_unmap(vmx.as_ptr(), map);
+            bindings::__kvm_vcpu_map(vmx.as_ptr(), page, map, true) == 0
+        }
     };
     // SAFETY: As above.
-    (result == 0).then(|| unsafe { (*map).pfn } << 12 | gpa & 0xfff)
+    is_mapped.then(|| unsafe { (*map).pfn } << 12 | gpa & 0xfff)
 }
 
 fn backing(address: Option<u64>) -> Backing {
@@ -79,6 +121,7 @@ fn backing(address: Option<u64>) -> Backing {
 
 /// Maps the pages that vmcs12 names, and writes their addresses to vmcs02.
 pub(crate) fn map_all(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) -> Result<Pages, Missing> {
+    revalidate(vmx);
     map_apic_access(vmx, vmcs12)?;
 
     Ok(Pages {
@@ -162,6 +205,13 @@ fn merge_bitmaps(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) -> MsrBitmapUse
         vmx.nested().force_msr_bitmap_recalc = false;
     }
     merged
+}
+
+/// Has what the processor has written noted for user space: L2 is not active any more.
+pub(crate) fn leave(vmx: &mut VmxVcpu) {
+    // SAFETY: By the invariants of `VmxVcpu`; maps that are unused are left alone.
+    unsafe { bindings::nested_helper_vmx_mark_pages_dirty(vmx.raw()) };
+    vmx.nested().pi_desc = core::ptr::null_mut();
 }
 
 /// Releases the pages.

@@ -4,6 +4,7 @@
 
 use crate::{
     exit,
+    hyperv,
     vcpu::VmxVcpu,
     vmcs::host_field, //
 };
@@ -107,12 +108,9 @@ impl ExitFacts for Facts<'_> {
             Wish::AlignmentCheck => unsafe {
                 !bindings::nested_helper_vmx_injects_alignment_check(vmx.as_ptr())
             },
-            // SAFETY: As above.
-            Wish::FlushHypercall => unsafe {
-                bindings::nested_helper_vmx_hv_is_direct_flush(vmx.as_ptr())
-            },
+            Wish::FlushHypercall => hyperv::is_direct_flush(vmx),
             Wish::Cpuid => !vmx.is_cpuid_allowed(),
-            // SAFETY: As above.
+            // SAFETY: By the invariants of `VmxVcpu`.
             Wish::Encls => unsafe { !bindings::nested_helper_vmx_guest_has_sgx(vmx.as_ptr()) },
         }
     }

@@ -24,10 +24,19 @@ use kvm::{
 };
 use nested::{
     address::Gpa,
-    vmx::field::{
-        Component,
-        Field,
-        Shadow, //
+    vmx::{
+        field::{
+            load_shadow,
+            store_shadow,
+            Component,
+            Extent,
+            Field,
+            FieldSet,
+            Shadow,
+            ShadowVmcs, //
+        },
+        vmcs12::REGION_SIZE,
+        Vmcs12, //
     }, //
 };
 
@@ -56,10 +65,11 @@ pub(crate) struct Bitmaps {
 type Bitmap = KBox<[u64; 512]>;
 
 impl Bitmaps {
-    /// Makes the bitmaps, if the processor has VMCS shadowing.
+    /// Makes the bitmaps, if the processor has VMCS shadowing and it is to be used.
     pub(crate) fn new() -> Result<Option<Self>> {
+        let is_wanted = crate::module_parameters::enable_shadow_vmcs.value();
         // SAFETY: Reads a capability of the processor; kvm-intel is loaded.
-        if !unsafe { bindings::nested_helper_vmx_has_shadow_vmcs() } {
+        if !is_wanted || !unsafe { bindings::nested_helper_vmx_has_shadow_vmcs() } {
             return Ok(None);
         }
         let vmread = bitmap(|field| field.shadow() != Shadow::Trapped)?;
@@ -127,32 +137,31 @@ pub(crate) unsafe fn set_bitmaps() {
     }
 }
 
-/// The fields of a shadow VMCS that are copied.
-pub(crate) struct Fields {
-    /// Those that L1 writes.
-    read_write: KVec<Field>,
-    /// Those that L1 only reads.
-    read_only: KVec<Field>,
+/// What is known of a shadow VMCS.
+pub(crate) struct Image {
+    /// The fields that the processor has.
+    fields: FieldSet,
+    /// What it holds, in the layout of vmcs12.
+    content: KBox<[u64; REGION_SIZE / 8]>,
+    /// Which fields the next copy has to write.
+    stale: Extent,
 }
 
-impl Fields {
-    /// Collects the fields.
-    pub(crate) fn collect() -> Result<Self> {
-        let mut fields = Self {
-            read_write: KVec::new(),
-            read_only: KVec::new(),
-        };
+impl Image {
+    /// Allocates the image of a shadow VMCS of which nothing is known.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            fields: processor_fields(),
+            content: KBox::init(pin_init::init_zeroed(), GFP_KERNEL_ACCOUNT)?,
+            stale: Extent::All,
+        })
+    }
 
-        if is_enabled() {
-            for field in processor_fields().iter() {
-                match field.shadow() {
-                    Shadow::ReadWrite => fields.read_write.push(field, GFP_KERNEL_ACCOUNT)?,
-                    Shadow::Read => fields.read_only.push(field, GFP_KERNEL_ACCOUNT)?,
-                    Shadow::Trapped => {}
-                }
-            }
-        }
-        Ok(fields)
+    fn parts(&mut self) -> (&FieldSet, &mut Vmcs12, &mut Extent) {
+        // SAFETY: The region is larger than the type, which is made of integers.
+        let content = unsafe { &mut *self.content.as_mut_ptr().cast() };
+
+        (&self.fields, content, &mut self.stale)
     }
 }
 
@@ -186,15 +195,19 @@ impl Loaded {
             _preemption: preemption,
         })
     }
+}
 
-    fn read(&self, field: Field) -> u64 {
-        // SAFETY: By the type invariants; only fields that the processor has are in `Fields`.
-        unsafe { bindings::nested_helper_vmx_read_shadow(u32::from(field.encoding())) }
+impl ShadowVmcs for Loaded {
+    #[inline]
+    fn read(&self, encoding: u16) -> u64 {
+        // SAFETY: By the type invariants; only fields that the processor has are asked for.
+        unsafe { bindings::nested_helper_vmx_read_shadow(u32::from(encoding)) }
     }
 
-    fn write(&mut self, field: Field, value: u64) {
+    #[inline]
+    fn write(&mut self, encoding: u16, value: u64) {
         // SAFETY: As above.
-        unsafe { bindings::nested_helper_vmx_write_shadow(u32::from(field.encoding()), value) }
+        unsafe { bindings::nested_helper_vmx_write_shadow(u32::from(encoding), value) }
     }
 }
 
@@ -214,18 +227,14 @@ pub(crate) fn copy_to_vmcs12(vmx: &mut VmxVcpu) {
     let Some(loaded) = Loaded::new(vmx) else {
         return;
     };
-    let private: *mut _ = vmx.private();
+    let private: *mut Private = vmx.private();
     // SAFETY: What is private is not a part of vmcs12, and nothing else uses it here.
-    let private = unsafe { &mut *private };
-    let vmcs12 = vmx.vmcs12_mut();
+    let Private { image, passed, .. } = unsafe { &mut *private };
+    let (fields, image, _) = image.parts();
 
-    for &field in &private.shadow_fields.read_write {
-        let value = loaded.read(field);
-        if value != field.read(vmcs12) {
-            field.write(vmcs12, value);
-            private.passed.forget_field(u32::from(field.encoding()));
-        }
-    }
+    load_shadow(vmx.vmcs12_mut(), image, fields, &loaded, |field| {
+        passed.forget_field(u32::from(field.encoding()));
+    });
 }
 
 /// Copies vmcs12 to where L1 reads and writes it without exits.
@@ -235,21 +244,10 @@ pub(crate) fn copy_from_vmcs12(vmx: &mut VmxVcpu) {
     };
     let private: *mut Private = vmx.private();
     // SAFETY: As in `copy_to_vmcs12()`.
-    let fields = unsafe { &(*private).shadow_fields };
-    let vmcs12 = vmx.vmcs12();
+    let (fields, image, stale) = unsafe { (*private).image.parts() };
 
-    for fields in [&fields.read_write, &fields.read_only] {
-        for &field in fields {
-            loaded.write(field, field.read(vmcs12));
-        }
-    }
-}
-
-/// Copies a field that VMWRITE of L1 has written to where L1 reads it.
-pub(crate) fn write(vmx: &mut VmxVcpu, field: Field) {
-    if let Some(mut loaded) = Loaded::new(vmx) {
-        loaded.write(field, field.read(vmx.vmcs12()));
-    }
+    let extent = core::mem::replace(stale, Extent::Changed);
+    store_shadow(vmx.vmcs12(), image, fields, &mut loaded, extent);
 }
 
 /// Makes a VMCS the current one of L1. Its snapshot has been taken.
@@ -265,6 +263,7 @@ pub(crate) fn set_current_vmptr(vmx: &mut VmxVcpu, pointer: Gpa) {
         vmx.nested().need_vmcs12_to_shadow_sync = true;
     }
     vmx.private().forget();
+    vmx.private().image.stale = Extent::All;
     vmx.nested().dirty_vmcs12 = true;
     vmx.nested().force_msr_bitmap_recalc = true;
 }

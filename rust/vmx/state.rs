@@ -14,7 +14,8 @@ use crate::{
         VmxVcpu,
         Which,
         INVALID_GPA, //
-    }, //
+    },
+    vmcs02, //
 };
 use core::{
     mem::offset_of,
@@ -39,7 +40,9 @@ use nested::{
             InstructionError,
             Refusal, //
         },
+        merge::controls::PauseLoop,
         vmcs12::REGION_SIZE,
+        vpid::Tags,
         Vmcs12, //
     }, //
 };
@@ -51,12 +54,34 @@ pub(crate) const LAUNCH_STATE_OFFSET: u64 = offset_of!(Vmcs12, launch_state) as 
 pub(crate) struct Private {
     /// The fields that exist for L1.
     pub(crate) fields: FieldSet,
-    /// The fields of the shadow VMCS.
-    pub(crate) shadow_fields: shadow::Fields,
+    /// What is known of the shadow VMCS.
+    pub(crate) image: shadow::Image,
     /// The checks of vmcs12 that need no repetition.
     pub(crate) passed: Passed,
     /// What L1's virtual processor reserves, once it has entered L2: it cannot change after that.
     pub(crate) reserved: Option<Reserved>,
+    /// What KVM has set up for the guest that is not active.
+    pub(crate) idle: Idle,
+    /// The VPIDs of L2.
+    pub(crate) tags: Tags,
+    /// The VPID in vmcs02, 0 where none was written.
+    pub(crate) written_vpid: u16,
+    /// When the pages were mapped that vmcs02 refers to.
+    pub(crate) mapped_in: Option<pages::Epoch>,
+    /// What a loop of PAUSEs is for L1, in which only the window changes.
+    pub(crate) pause_loop01: PauseLoop,
+    /// What it is in vmcs02.
+    pub(crate) pause_loop02: PauseLoop,
+}
+
+/// What KVM has set up for the guest that is not active, so that it need not do so again.
+#[derive(Default)]
+pub(crate) struct Idle {
+    /// The `IA32_EFER` that the VMCS of that guest is set up for, if it is known.
+    pub(crate) efer: Option<u64>,
+    /// How its page tables are walked: KVM has one place for L1 and L2. It says itself what it is
+    /// good for.
+    pub(crate) walk: bindings::kvm_pagewalk,
 }
 
 impl Private {
@@ -64,9 +89,15 @@ impl Private {
         Ok(KBox::new(
             Self {
                 fields: FieldSet::of_l1(&Allowed::of(vmx.msrs())),
-                shadow_fields: shadow::Fields::collect()?,
+                image: shadow::Image::new()?,
                 passed: Passed::NONE,
                 reserved: None,
+                idle: Idle::default(),
+                tags: Tags::default(),
+                written_vpid: 0,
+                mapped_in: None,
+                pause_loop01: vmcs02::pause_loop01(vmx),
+                pause_loop02: PauseLoop::default(),
             },
             GFP_KERNEL_ACCOUNT,
         )?)
@@ -144,15 +175,11 @@ pub(crate) fn enter_vmx_operation(vmx: &mut VmxVcpu) -> Result {
     }
     vmx.fields().vmcs01.shadow_vmcs = shadow_vmcs;
 
-    // SAFETY: Allocates a number.
-    let vpid = unsafe { bindings::nested_helper_vmx_allocate_vpid() };
     let nested = vmx.nested();
     nested.provider_data[0] = KBox::into_raw(private) as u64;
     nested.cached_vmcs12 = KBox::into_raw(vmcs12).cast();
     nested.cached_shadow_vmcs12 = KBox::into_raw(shadow_vmcs12).cast();
-    nested.vpid02 = vpid as u16;
-    // Whatever had the VPID before, the first entry flushes it.
-    nested.last_vpid = 0;
+    nested.vpid02 = 0;
     nested.vmcs02_initialized = false;
     nested.vmxon = true;
     events::set_up_timer(vmx);
@@ -200,9 +227,11 @@ pub(crate) fn leave_vmx_operation(vmx: &mut VmxVcpu) {
     nested.vmxon_ptr = INVALID_GPA;
     nested.posted_intr_nv = NO_VECTOR;
     nested.current_vmptr = INVALID_GPA;
-    let vpid = core::mem::take(&mut nested.vpid02);
-    // SAFETY: It is the one that was allocated; its translations are flushed before it is used.
-    unsafe { bindings::nested_helper_vmx_free_vpid(i32::from(vpid)) };
+    nested.vpid02 = 0;
+    while let Some(vpid) = vmx.private().tags.take() {
+        // SAFETY: It is one that was allocated; whoever has it next flushes it first.
+        unsafe { bindings::nested_helper_vmx_free_vpid(i32::from(vpid.into_raw())) };
+    }
 
     if shadow::is_enabled() {
         shadow::disable(vmx);

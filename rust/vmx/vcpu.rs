@@ -336,8 +336,6 @@ forward! {
     fn l2_blocks_interrupts() -> bool = nested_helper_vmx_l2_interrupt_blocked;
     /// Returns L1's time-stamp counter.
     fn l1_tsc() -> u64 = nested_helper_vmx_l1_tsc;
-    /// Returns whether user space has offered enlightened VMCSes to L1.
-    fn has_evmcs() -> bool = nested_helper_vmx_has_evmcs;
 }
 
 /// Checks that a member is at the same place in both types.

@@ -15,8 +15,7 @@ use crate::{
     hyperv,
     mmu::{
         self,
-        Tables,
-        Transition, //
+        Tables, //
     },
     msrs,
     pages::Pages,
@@ -65,7 +64,9 @@ use nested::{
             },
             controls::{
                 merge_controls,
-                xss_exiting_bitmap, //
+                pause_loop,
+                xss_exiting_bitmap,
+                PauseLoop, //
             },
             exceptions::Exceptions,
             guest_state::{
@@ -110,21 +111,14 @@ fn is_dirty(vmx: &mut VmxVcpu) -> bool {
 
 /// Writes what vmcs02 is: whose it is, and what of it is L0's.
 pub(crate) fn write_identity(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) {
-    if !is_dirty(vmx) {
-        return;
-    }
-    write_constants(vmx);
+    let vpid = mmu::select_vpid(vmx, vmcs12);
 
-    let mut vmcs = vmx.vmcs();
-    vmcs.write(Field::VMCS_LINK_POINTER, u64::MAX);
-    // SAFETY: Reads a parameter of kvm-intel.
-    if unsafe { bindings::nested_helper_vmx_enable_vpid() } {
-        // Without a VPID, L2 has that of L1: 0, as far as L1 knows.
-        let vpid01 = vmx.fields().vpid as u16;
-        let vpid = match vmx.nested().vpid02 {
-            vpid @ 1.. if vmcs12.secondary().vpid() => vpid,
-            _ => vpid01,
-        };
+    if is_dirty(vmx) {
+        write_constants(vmx);
+        vmx.vmcs().write(Field::VMCS_LINK_POINTER, u64::MAX);
+    }
+    if vmx.private().written_vpid != vpid {
+        vmx.private().written_vpid = vpid;
         vmx.vmcs()
             .write(Field::VIRTUAL_PROCESSOR_ID, u64::from(vpid));
     }
@@ -234,6 +228,10 @@ pub(crate) fn write_controls(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, pag
     if let Some(status) = guest_interrupt_status(vmcs12) {
         vmcs.write(Field::GUEST_INTR_STATUS, u64::from(status));
     }
+    if Secondary::from_raw(vmcs.secondary()).pause_loop_exiting() {
+        write_pause_loop(vmx, vmcs12);
+    }
+    let vmcs = vmx.vmcs();
     if Secondary::from_raw(vmcs.secondary()).encls_exiting() {
         let vmcs12 = vmx.nested().cached_vmcs12;
         // SAFETY: By the invariants of `VmxVcpu`; the snapshot is there.
@@ -242,6 +240,36 @@ pub(crate) fn write_controls(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, pag
     let nested = vmx.nested();
     nested.pi_pending = false;
     nested.posted_intr_nv = notification_vector(&vmcs12).unwrap_or(NO_VECTOR);
+}
+
+/// Returns what a loop of PAUSEs is for L1, whose VMCS is current.
+pub(crate) fn pause_loop01(vmx: &VmxVcpu) -> PauseLoop {
+    let vmcs = vmx.vmcs();
+
+    if Secondary::from_raw(vmcs.secondary()).pause_loop_exiting() {
+        PauseLoop {
+            gap: vmcs.read(Field::PLE_GAP) as u32,
+            window: vmcs.read(Field::PLE_WINDOW) as u32,
+        }
+    } else {
+        PauseLoop::default()
+    }
+}
+
+/// Writes what a loop of PAUSEs is, if it is another than the last time.
+fn write_pause_loop(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) {
+    let l0 = PauseLoop {
+        // KVM adapts it to what L1 does.
+        window: vmx.fields().ple_window,
+        ..vmx.private().pause_loop01
+    };
+    let wanted = pause_loop(vmcs12, l0);
+
+    if core::mem::replace(&mut vmx.private().pause_loop02, wanted) != wanted {
+        let mut vmcs = vmx.vmcs();
+        vmcs.write(Field::PLE_GAP, u64::from(wanted.gap));
+        vmcs.write(Field::PLE_WINDOW, u64::from(wanted.window));
+    }
 }
 
 /// Writes the event that L1 injects, unless it has been.
@@ -283,17 +311,20 @@ pub(crate) fn load_state(
     write_intercepts(vmx, vmcs12);
     load_pat(vmx, vmcs12, kind);
     load_time(vmx, vmcs12);
-    mmu::flush_at_transition(vmx, Transition::Entry);
+    mmu::flush_at_transition(vmx);
     if vmcs12.secondary().ept() {
         mmu::enter_ept(vmx);
     }
-    load_control_registers(vmx, vmcs12, kind);
+    load_control_registers(vmx, vmcs12, kind, origin);
 
     // What KVM would have to emulate instruction by instruction, the processor would refuse. A state
     // that is being restored need not be complete.
     if origin == Origin::Instruction && !vmx.is_guest_state_valid() {
         vmx.trace_failed_check(c"GuestState");
         return Err(Refused::state());
+    }
+    if origin == Origin::Instruction {
+        mmu::exchange_walks(vmx);
     }
     mmu::load_cr3(vmx, vmcs12.guest_cr3, Tables::of_l2(&vmcs12, origin))?;
     // KVM writes it when L2 runs, which it need not do before it exits.
@@ -437,7 +468,14 @@ fn load_time(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) {
 
 /// Sets CR0, CR4 and EFER. What L2 reads of the former depends on the masks of L1, which KVM does
 /// not know of: the shadows come last.
-fn load_control_registers(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, kind: Load) {
+fn load_control_registers(
+    vmx: &mut VmxVcpu,
+    vmcs12: Checked<'_, Vmcs12>,
+    kind: Load,
+    origin: Origin,
+) {
+    let efer01 = vmx.with_arch(|arch| arch.efer);
+
     vmx.set_cr0(vmcs12.guest_cr0 as usize);
     vmx.vmcs()
         .write(Field::CR0_READ_SHADOW, effective_cr0(&vmcs12));
@@ -445,9 +483,23 @@ fn load_control_registers(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>, kind: 
     vmx.vmcs()
         .write(Field::CR4_READ_SHADOW, effective_cr4(&vmcs12));
 
-    let efer = vmx.with_arch(|arch| {
-        arch.efer = entry_efer(vmcs12, kind, arch.efer);
-        arch.efer
-    });
-    vmx.set_efer(efer);
+    let efer = entry_efer(vmcs12, kind, vmx.with_arch(|arch| arch.efer));
+    vmx.switch_efer(efer);
+    // A state that is restored says nothing about L1.
+    vmx.private().idle.efer = (origin == Origin::Instruction).then_some(efer01);
+}
+
+impl VmxVcpu {
+    /// Sets `IA32_EFER` of the guest whose VMCS has just become the current one.
+    ///
+    /// KVM has nothing to do if both guests have the same value, and this one had it before.
+    pub(crate) fn switch_efer(&mut self, efer: u64) {
+        let is_in_vmcs = config().vmentry_ctrl & Entry::LOAD_IA32_EFER.into_raw() != 0;
+        let of_vmcs = self.private().idle.efer.take();
+        let of_other = self.with_arch(|arch| core::mem::replace(&mut arch.efer, efer));
+
+        if !is_in_vmcs || of_vmcs != Some(efer) || of_other != efer {
+            self.set_efer(efer);
+        }
+    }
 }

@@ -155,6 +155,7 @@ offer! {
         UNRESTRICTED_GUEST: host.enabled.unrestricted_guest,
         APIC_REGISTER_VIRT: host.secondary.apic_register_virtualization(),
         VIRTUAL_INTR_DELIVERY: host.secondary.virtual_interrupt_delivery(),
+        PAUSE_LOOP_EXITING: host.secondary.pause_loop_exiting(),
         RDRAND_EXITING: host.secondary.rdrand_exiting(),
         ENABLE_INVPCID: host.secondary.invpcid(),
         ENABLE_VMFUNC: host.secondary.vmfunc(),

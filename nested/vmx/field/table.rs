@@ -2,7 +2,7 @@
 
 //! The table of the VMCS fields.
 
-use super::{Entry, Exit, Requires, Shadow, Truncate};
+use super::{Entry, Exit, Extent, FieldSet, Requires, Shadow, ShadowVmcs, Truncate};
 use crate::vmx::vmcs12::{Vmcs12, REVISION};
 use core::mem::{offset_of, size_of_val};
 
@@ -94,6 +94,50 @@ macro_rules! vmcs_fields {
             }
         }
 
+        /// Copies to `vmcs12` what L1 has written to a shadow VMCS without exits, and to `image`.
+        ///
+        /// `exists` are the fields of the processor. `changed` is told of each field that has
+        /// another value now.
+        pub fn load_shadow(
+            vmcs12: &mut Vmcs12,
+            image: &mut Vmcs12,
+            exists: &FieldSet,
+            shadow: &impl ShadowVmcs,
+            mut changed: impl FnMut(Field),
+        ) {
+            // What is not shadowed is known when this is compiled, and leaves no code.
+            $(
+                if matches!(Shadow::$shadow, Shadow::ReadWrite) && exists.contains(Field::$name) {
+                    let value = Truncate::truncate(shadow.read(Field::$name.encoding()));
+
+                    image.$member = value;
+                    if vmcs12.$member != value {
+                        vmcs12.$member = value;
+                        changed(Field::$name);
+                    }
+                }
+            )*
+        }
+
+        /// Copies the shadowed fields of `vmcs12` to a shadow VMCS, of which `image` is a copy: only
+        /// those that are others there if `extent` says so.
+        pub fn store_shadow(
+            vmcs12: &Vmcs12,
+            image: &mut Vmcs12,
+            exists: &FieldSet,
+            shadow: &mut impl ShadowVmcs,
+            extent: Extent,
+        ) {
+            $(
+                if !matches!(Shadow::$shadow, Shadow::Trapped) && exists.contains(Field::$name) {
+                    if extent == Extent::All || image.$member != vmcs12.$member {
+                        image.$member = vmcs12.$member;
+                        shadow.write(Field::$name.encoding(), u64::from(vmcs12.$member));
+                    }
+                }
+            )*
+        }
+
         /// A VMCS of zeroes with the right revision.
         ///
         /// That it compiles proves that the table has each member of [`Vmcs12`] once.
@@ -105,7 +149,7 @@ macro_rules! vmcs_fields {
             padding64: [0; 1],
             dead_space: [0; 4],
             paddingl: [0; 2],
-            padding32: [0; 7],
+            padding32: [0; 5],
             $( $member: 0, )*
         };
 
@@ -211,6 +255,8 @@ vmcs_fields! {
     0x401c Copied   Never    ReadWrite TPR_THRESHOLD: tpr_threshold, if TprShadow;
     0x401e Merged   Never    Trapped   SECONDARY_VM_EXEC_CONTROL: secondary_vm_exec_control,
                                        if SecondaryControls;
+    0x4020 Merged   Never    Trapped   PLE_GAP: ple_gap, if PauseLoop;
+    0x4022 Merged   Never    Trapped   PLE_WINDOW: ple_window, if PauseLoop;
 
     // 32-bit read-only data fields.
     0x4400 Absent   Never    Trapped   VM_INSTRUCTION_ERROR: vm_instruction_error;

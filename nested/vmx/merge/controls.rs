@@ -123,8 +123,8 @@ merge_table! {
         UNRESTRICTED_GUEST: L1,
         APIC_REGISTER_VIRT: L1,
         VIRTUAL_INTR_DELIVERY: L1,
-        // Not offered to L1: the loops that L0 finds are L0's to break.
-        PAUSE_LOOP_EXITING: L0,
+        // With the gap and the window of L1, if it has some: see `pause_loop()`.
+        PAUSE_LOOP_EXITING: Both,
         RDRAND_EXITING: Both,
         ENABLE_INVPCID: L1,
         // With all functions off in vmcs02, so that each VMFUNC exits and is emulated.
@@ -220,6 +220,32 @@ pub fn merge_encls_exiting_bitmap(vmcs12: Checked<'_, Vmcs12>, l0: u64) -> u64 {
     }
 }
 
+/// What a loop of PAUSEs is that exits, in ticks of the time-stamp counter (SDM, "Controls for
+/// PAUSE-Loop Exiting").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PauseLoop {
+    /// The longest time between two PAUSEs of a loop.
+    pub gap: u32,
+    /// The time that a loop may take.
+    pub window: u32,
+}
+
+/// Returns what L2 exits for, given what it is for L1.
+///
+/// There is one detector. L1 gets all that its own finds, and L0 leaves it to L1 to break the loops.
+#[inline]
+#[must_use]
+pub fn pause_loop(vmcs12: Checked<'_, Vmcs12>, l0: PauseLoop) -> PauseLoop {
+    if vmcs12.secondary().pause_loop_exiting() {
+        PauseLoop {
+            gap: vmcs12.ple_gap,
+            window: vmcs12.ple_window,
+        }
+    } else {
+        l0
+    }
+}
+
 /// Returns the XSS-exiting bitmap of vmcs02: that of L1, as L0 has no use for one.
 #[inline]
 #[must_use]
@@ -252,6 +278,27 @@ mod tests {
         (EXIT, merge_exit),
         (ENTRY, merge_entry),
     ];
+
+    #[test]
+    fn a_loop_of_pauses_is_what_l1_says_if_it_says_so() {
+        const L0: PauseLoop = PauseLoop { gap: 1, window: 2 };
+        let mut vmcs12 = Vmcs12 {
+            cpu_based_vm_exec_control: Primary::ACTIVATE_SECONDARY_CONTROLS.into_raw(),
+            ple_gap: 3,
+            ple_window: 4,
+            ..Vmcs12::default()
+        };
+
+        assert_eq!(pause_loop(Checked::vouch(&vmcs12), L0), L0);
+        vmcs12.secondary_vm_exec_control = Secondary::PAUSE_LOOP_EXITING.into_raw();
+        assert_eq!(
+            pause_loop(Checked::vouch(&vmcs12), L0),
+            PauseLoop { gap: 3, window: 4 }
+        );
+        // Without secondary controls, there is no such control.
+        vmcs12.cpu_based_vm_exec_control = 0;
+        assert_eq!(pause_loop(Checked::vouch(&vmcs12), L0), L0);
+    }
 
     fn all_conditions() -> Conditions {
         Condition::ALL

@@ -146,7 +146,13 @@ fn merge_words<M: GuestMemory>(
     vmcs02: &mut MsrBitmap,
 ) -> Result<(), Inaccessible> {
     for (word, passable) in PASSABLE {
-        vmcs02.set_word(word, l1.word(word)? | vmcs01.word(word) | !passable);
+        let intercepted = vmcs01.word(word) | !passable;
+        let intercepted_by_l1 = if intercepted == u64::MAX {
+            0
+        } else {
+            l1.word(word)?
+        };
+        vmcs02.set_word(word, intercepted_by_l1 | intercepted);
     }
 
     let x2apic = VirtualX2apic::of(vmcs12);

@@ -74,6 +74,7 @@ impl ControlRegisterAccess {
     }
 
     /// Encodes the exit qualification.
+    #[cfg(any(test, CONFIG_KUNIT))]
     pub const fn into_qualification(self) -> u64 {
         match self {
             Self::MovTo {
@@ -131,6 +132,7 @@ impl ControlRegisterAccess {
     }
 }
 
+#[cfg(any(test, CONFIG_KUNIT))]
 const fn mov(control_register: u8, register: u8) -> u64 {
     (control_register as u64 & 0xf) | (register as u64 & 0xf) << 8
 }

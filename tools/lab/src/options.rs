@@ -59,6 +59,15 @@ pub enum Paging {
     Shadow,
 }
 
+/// What kvm-intel leaves unused although the processor has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Without {
+    /// VMCS shadowing, at all levels.
+    pub shadow_vmcs: bool,
+    /// Unrestricted guests, in the guests.
+    pub unrestricted: bool,
+}
+
 /// Options that every subcommand takes; make passes them as environment variables.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -89,6 +98,27 @@ pub struct Options {
     /// Parameter ept of kvm-intel in the guests: 0 makes them use shadow paging
     #[arg(long, env = "EPT", value_enum, default_value = "1", global = true)]
     pub ept: Switch,
+
+    /// Parameter enable_shadow_vmcs of kvm-intel at all levels, and of our module: 0 makes each
+    /// VMREAD and VMWRITE of a guest hypervisor exit
+    #[arg(
+        long,
+        env = "SHADOW_VMCS",
+        value_enum,
+        default_value = "1",
+        global = true
+    )]
+    pub shadow_vmcs: Switch,
+
+    /// Parameter unrestricted_guest of kvm-intel in the guests: 0 makes them emulate real mode
+    #[arg(
+        long,
+        env = "UNRESTRICTED",
+        value_enum,
+        default_value = "1",
+        global = true
+    )]
+    pub unrestricted: Switch,
 
     /// Whether the kernel keeps KVM's own nested code as the default provider
     #[arg(
@@ -130,6 +160,20 @@ impl Options {
             (Vendor::Amd, _, Switch::Off) => bail!("EPT=0 is for VENDOR=intel; amd has NPT=0"),
             (Vendor::Amd, Switch::Off, _) | (Vendor::Intel, _, Switch::Off) => Ok(Paging::Shadow),
             (_, Switch::On, Switch::On) => Ok(Paging::Nested),
+        }
+    }
+
+    /// Returns what kvm-intel is told to leave unused.
+    pub fn without(&self) -> Result<Without> {
+        let without = Without {
+            shadow_vmcs: self.shadow_vmcs == Switch::Off,
+            unrestricted: self.unrestricted == Switch::Off,
+        };
+        match self.vendor {
+            Vendor::Amd if without != Without::default() => {
+                bail!("SHADOW_VMCS=0 and UNRESTRICTED=0 are for VENDOR=intel")
+            }
+            _ => Ok(without),
         }
     }
 
@@ -186,6 +230,21 @@ mod tests {
         assert_eq!(paging(&["--vendor=intel", "--ept=0"]), Some(Paging::Shadow));
         assert_eq!(paging(&["--vendor=amd", "--ept=0"]), None);
         assert_eq!(paging(&["--vendor=intel", "--npt=0"]), None);
+    }
+
+    #[test]
+    fn features_of_intel_are_left_unused_for_intel_only() {
+        let without = |words: &[&str]| options(words).without().ok();
+        assert_eq!(without(&["--vendor=amd"]), Some(Without::default()));
+        assert_eq!(without(&["--vendor=amd", "--unrestricted=0"]), None);
+        assert_eq!(without(&["--vendor=amd", "--shadow-vmcs=0"]), None);
+        assert_eq!(
+            without(&["--vendor=intel", "--shadow-vmcs=0"]),
+            Some(Without {
+                shadow_vmcs: true,
+                unrestricted: false,
+            })
+        );
     }
 
     #[test]

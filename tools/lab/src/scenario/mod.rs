@@ -27,7 +27,7 @@ use crate::kernel::{self, Kernel, Variant};
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Programs, Target};
 use crate::modules::{self, OurModules};
-use crate::options::{Options, Paging, Vendor};
+use crate::options::{Options, Paging, Vendor, Without};
 use crate::{archive, command, host};
 
 pub use benchmark::{Benchmark, vendors_named};
@@ -60,6 +60,8 @@ pub struct Levels {
     pub last: u8,
     /// How KVM in those before the last one gives memory to its guest.
     pub paging: Paging,
+    /// What kvm-intel leaves unused.
+    pub without: Without,
 }
 
 impl Levels {
@@ -68,6 +70,7 @@ impl Levels {
         let levels = Self {
             last: options.levels,
             paging: options.paging()?,
+            without: options.without()?,
         };
         // Our module attaches to a KVM with nested paging only, and L1 would need it for L3.
         let served = (provider, levels.paging) != (Provider::Ours, Paging::Shadow);
@@ -130,6 +133,37 @@ impl Bench {
         Ok(modules)
     }
 
+    /// Returns the modules of level 0 for a chain of levels.
+    pub fn modules_below(&self, target: &Target, levels: Levels) -> Result<Vec<Module>> {
+        Ok(self
+            .modules(target)?
+            .into_iter()
+            .map(|module| self.restricted(module, levels))
+            .collect())
+    }
+
+    /// Returns our module for the guests whose guests are hypervisors, if it is wanted.
+    pub fn our_guest_module(&self, vendor: Vendor, levels: Levels) -> Option<Module> {
+        let module = self.our_module(vendor)?;
+        Some(self.restricted(module, levels))
+    }
+
+    /// Tells a module that knows of VMCS shadowing whether to use it. Without nested code of its
+    /// own, kvm-intel does not.
+    fn restricted(&self, module: Module, levels: Levels) -> Module {
+        let name = module.path.file_name().and_then(|name| name.to_str());
+        let knows = match name {
+            Some("nested-vmx.ko") => true,
+            Some("kvm-intel.ko") => self.kernel.variant != Variant::NoBuiltin,
+            _ => false,
+        };
+        if knows && levels.without.shadow_vmcs {
+            module.with("enable_shadow_vmcs=0")
+        } else {
+            module
+        }
+    }
+
     /// Returns KVM's modules for a vendor.
     pub fn kvm(&self, vendor: Vendor) -> Result<Vec<Module>> {
         let names = match vendor {
@@ -147,13 +181,19 @@ impl Bench {
     }
 
     /// Returns KVM's modules for a guest that is a hypervisor.
-    pub fn guest_kvm(&self, vendor: Vendor, paging: Paging) -> Result<Vec<Module>> {
+    pub fn guest_kvm(&self, vendor: Vendor, levels: Levels) -> Result<Vec<Module>> {
         let mut modules = self.kvm(vendor)?;
-        if let (Paging::Shadow, Some(module)) = (paging, modules.last_mut()) {
-            *module = module.clone().with(match vendor {
-                Vendor::Amd => "npt=0",
-                Vendor::Intel => "ept=0",
-            });
+        if let Some(module) = modules.last_mut() {
+            if levels.paging == Paging::Shadow {
+                *module = module.clone().with(match vendor {
+                    Vendor::Amd => "npt=0",
+                    Vendor::Intel => "ept=0",
+                });
+            }
+            if levels.without.unrestricted {
+                *module = module.clone().with("unrestricted_guest=0");
+            }
+            *module = self.restricted(module.clone(), levels);
         }
         Ok(modules)
     }

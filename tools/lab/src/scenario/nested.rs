@@ -47,8 +47,11 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -
         last,
         kernel: bench.kernel.bzimage.clone(),
         work: Work::Workload(tools.workload.clone()),
-        modules: bench.guest_kvm(target.vendor, levels.paging)?,
-        nested: bench.our_module(target.vendor).into_iter().collect(),
+        modules: bench.guest_kvm(target.vendor, levels)?,
+        nested: bench
+            .our_guest_module(target.vendor, levels)
+            .into_iter()
+            .collect(),
         cmdline: CMDLINE.to_owned(),
         seed: SEED,
         smp: target.smp,
@@ -64,7 +67,7 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -
         kernel: bench.kernel.bzimage.clone(),
         cmdline: Vec::new(),
         files,
-        modules: bench.modules(target)?,
+        modules: bench.modules_below(target, levels)?,
         commands: include_str!("../image/guest/nested.sh").to_owned(),
         limits: limits(last),
         target: Target {

@@ -161,6 +161,12 @@ pub fn nested(
     if levels.paging == Paging::Shadow {
         row("guests' KVM", "with shadow paging");
     }
+    if levels.without.unrestricted {
+        row("guests' KVM", "without unrestricted guests");
+    }
+    if levels.without.shadow_vmcs {
+        row("all levels", "without VMCS shadowing");
+    }
     row("QEMU", &version(bench, Engine::Tcg)?);
 
     let _ = writeln!(text, "\nL{last} computed");

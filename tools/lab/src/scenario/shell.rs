@@ -43,8 +43,11 @@ pub fn interactive(
         last: levels.last,
         kernel: bench.kernel.bzimage.clone(),
         work: Work::Workload(tools.workload.clone()),
-        modules: bench.guest_kvm(target.vendor, levels.paging)?,
-        nested: bench.our_module(target.vendor).into_iter().collect(),
+        modules: bench.guest_kvm(target.vendor, levels)?,
+        nested: bench
+            .our_guest_module(target.vendor, levels)
+            .into_iter()
+            .collect(),
         cmdline: CMDLINE.to_owned(),
         seed: nested::SEED,
         smp: target.smp,
@@ -66,7 +69,7 @@ pub fn interactive(
         // A shell is for experiments: a warning is shown, and the machine goes on.
         cmdline: vec!["panic_on_warn=0".into()],
         files,
-        modules: bench.modules(target)?,
+        modules: bench.modules_below(target, levels)?,
         commands: include_str!("../image/guest/shell.sh").to_owned(),
         limits: Limits::default(),
         target: Target {

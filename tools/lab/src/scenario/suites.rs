@@ -15,7 +15,7 @@ use crate::checks;
 use crate::kernel::Variant;
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Status, Target};
-use crate::options::{Options, Paging, Vendor};
+use crate::options::{Options, Paging, Vendor, Without};
 use crate::selftests::{self as upstream, Selftests};
 use crate::step::clock;
 use crate::tap::Verdict;
@@ -300,6 +300,7 @@ fn levels(suite: &mut Suite, name: &str, bench: &Bench, target: &Target, tools: 
     let levels = Levels {
         last: 2,
         paging: Paging::Nested,
+        without: Without::default(),
     };
     let chain = match nested::chain(bench, target, levels, tools) {
         Ok(chain) => chain,
