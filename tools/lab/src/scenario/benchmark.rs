@@ -19,11 +19,11 @@ use crate::kernel::Variant;
 use crate::machine::accel::Engine;
 use crate::machine::bochs;
 use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
-use crate::options::{Options, Paging, Switch, Vendor, checkout};
+use crate::options::{Options, Switch, Vendor, checkout};
 use crate::step;
 
 use super::lifecycle::build_program;
-use super::{Bench, Provider, vendor_name};
+use super::{Bench, Levels, Provider, vendor_name};
 
 /// The program that measures.
 const PROGRAM: &str = "nested_benchmark";
@@ -232,7 +232,7 @@ impl Benchmark {
             last: plan.last,
             kernel: bench.kernel.bzimage.clone(),
             work: Work::Script("nested_benchmark clock\n"),
-            modules: steady(bench.guest_kvm(target.vendor, Paging::Nested)?),
+            modules: steady(bench.guest_kvm(target.vendor, Levels::up_to(2))?),
             nested: vec![ours],
             cmdline: CMDLINE.to_owned(),
             seed: 0,

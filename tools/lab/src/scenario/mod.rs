@@ -65,6 +65,15 @@ pub struct Levels {
 }
 
 impl Levels {
+    /// Returns those up to `last`, with all that KVM can use.
+    pub fn up_to(last: u8) -> Self {
+        Self {
+            last,
+            paging: Paging::Nested,
+            without: Without::default(),
+        }
+    }
+
     /// Returns those that the options ask for, if the provider can serve them.
     pub fn asked_for(options: &Options, provider: Provider) -> Result<Self> {
         let levels = Self {

@@ -15,7 +15,7 @@ use crate::checks;
 use crate::kernel::Variant;
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Status, Target};
-use crate::options::{Options, Paging, Vendor, Without};
+use crate::options::{Options, Vendor};
 use crate::selftests::{self as upstream, Selftests};
 use crate::step::clock;
 use crate::tap::Verdict;
@@ -297,11 +297,7 @@ fn life_cycle(
 
 /// Boots the chain of levels with one provider.
 fn levels(suite: &mut Suite, name: &str, bench: &Bench, target: &Target, tools: &Tools) {
-    let levels = Levels {
-        last: 2,
-        paging: Paging::Nested,
-        without: Without::default(),
-    };
+    let levels = Levels::up_to(2);
     let chain = match nested::chain(bench, target, levels, tools) {
         Ok(chain) => chain,
         Err(error) => return suite.broke(&error.context(name.to_owned())),
