@@ -36,8 +36,10 @@ const SILENCE: Duration = Duration::from_secs(240);
 
 /// Builds the programs, statically linked, and returns their directory.
 pub fn build(cache: &Cache) -> Result<PathBuf> {
-    let source = checkout()?.join("selftests");
-    let output = cache.root().join("module-selftests");
+    let checkout = checkout()?;
+    let source = checkout.join("selftests");
+    // Not in the cache: cargo takes the library of another checkout for this one's.
+    let output = checkout.join("build/selftests");
     let _lock = cache.lock("module-selftests")?;
     step::run("build the guest tests", |step| {
         let mut cargo = host::clean("cargo");

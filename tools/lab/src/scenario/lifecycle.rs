@@ -31,8 +31,10 @@ const DIRECTORY: &str = "/lab/lifecycle";
 
 /// Builds the test program, statically linked.
 pub fn build(cache: &Cache) -> Result<PathBuf> {
-    let source = checkout()?.join("selftests");
-    let output = cache.root().join("module-selftests");
+    let checkout = checkout()?;
+    let source = checkout.join("selftests");
+    // Not in the cache: cargo takes the library of another checkout for this one's.
+    let output = checkout.join("build/selftests");
     let _lock = cache.lock("module-selftests")?;
     step::run("build the selftests of the modules", |step| {
         let mut cargo = host::clean("cargo");
