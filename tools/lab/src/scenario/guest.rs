@@ -24,8 +24,8 @@ use super::{Bench, vendor_name};
 const PROGRAMS: &[(&str, &str)] = &[
     ("svm_vmrun_check_test", ""),
     ("svm_intercept_test", ""),
-    ("svm_memory_test", "10 100"),
-    ("svm_nested_state_test", "1000 2000"),
+    ("nested_memory_test", "10 100"),
+    ("nested_state_test", "1000 2000"),
 ];
 
 /// Seconds of the guest that a program may take.
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn each_program_is_between_its_markers() {
         let script = commands(&list());
-        assert!(script.contains("say 'test: svm_memory_test begin'"));
-        assert!(script.contains("/lab/selftests/svm_nested_state_test 1000 2000 <"));
+        assert!(script.contains("say 'test: nested_memory_test begin'"));
+        assert!(script.contains("/lab/selftests/nested_state_test 1000 2000 <"));
     }
 }
