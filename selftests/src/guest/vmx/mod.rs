@@ -11,6 +11,7 @@ pub mod control;
 pub mod field;
 pub mod fields;
 pub mod guest;
+pub mod near_valid;
 pub mod script;
 
 pub use control::Capabilities;
