@@ -61,11 +61,12 @@ fn commands(vendor: &str, kernel: &str, parameters: &str) -> String {
     )
 }
 
-/// Returns the least number of CPUs: VMs are created on one while modules come and go on the other.
+/// Returns the least number of CPUs for what threads do at the same time: VMs are created on one
+/// while modules come and go on the other.
 ///
 /// Bochs executes its CPUs in turns, the idle ones too: a second one would take half of the time,
 /// and threads alternate on a single one as well.
-fn processors(engine: Engine) -> u32 {
+pub fn processors(engine: Engine) -> u32 {
     match engine {
         Engine::Bochs => 1,
         Engine::Tcg | Engine::Kvm => 2,
