@@ -113,7 +113,8 @@ fn feature(index: u32) -> String {
     format!("feature MSR {index:#x}")
 }
 
-fn read_msr(kvm: &Kvm, index: u32) -> Result<u64> {
+/// Returns the value of a feature MSR.
+pub fn read_msr(kvm: &Kvm, index: u32) -> Result<u64> {
     let entry = kvm_msr_entry {
         index,
         ..Default::default()

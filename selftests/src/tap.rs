@@ -38,6 +38,11 @@ pub fn note(text: impl Display) {
     }
 }
 
+/// Prints what must be the same with all providers: the lab compares it.
+pub fn same(what: impl Display, value: impl Display) {
+    println!("# same: {what}: {value}");
+}
+
 /// Ends a program of which nothing can run.
 pub fn skip_all(reason: impl Display) -> ExitCode {
     println!("TAP version 13\n1..0 # SKIP {reason}");

@@ -2,7 +2,7 @@
 
 //! What guests execute: reports, exceptions, and the way into L2.
 
-use std::arch::{asm, global_asm};
+use core::arch::{asm, global_asm};
 
 use super::layout::{exception, EXCEPTIONS, KERNEL_CODE, KERNEL_DATA};
 
@@ -215,7 +215,7 @@ pub unsafe fn stgi() {
 #[macro_export]
 macro_rules! guest_code {
     ($($(#[$doc:meta])* $name:ident: $($line:literal),+;)*) => {$(
-        ::std::arch::global_asm!(
+        ::core::arch::global_asm!(
             concat!(".global ", stringify!($name)),
             concat!(stringify!($name), ":"),
             $($line,)+

@@ -29,6 +29,18 @@ pub const REGISTERS: u64 = 0x7000;
 /// Address that the driver gives to VMRUN.
 pub const VMRUN_ADDRESS: u64 = 0x7100;
 
+/// The registers of L2 with VMX, in steps of [`VMX_REGISTERS_STEP`] for each vCPU; RAX is the last.
+pub const VMX_REGISTERS: u64 = 0x7800;
+
+/// Distance of the registers with VMX.
+pub const VMX_REGISTERS_STEP: u64 = 0x100;
+
+/// How the last entry of L2 ended with VMX.
+pub const VMX_OUTCOME: u64 = 0x7700;
+
+/// The revision of VMCSs.
+pub const VMX_REVISION: u64 = 0x7708;
+
 /// Where the processor may save L1's state.
 pub const HOST_SAVE: u64 = 0x8000;
 
@@ -44,8 +56,32 @@ pub const IO_MAP: u64 = 0x9_0000;
 /// The MSR permission map, two pages.
 pub const MSR_MAP: u64 = 0x9_4000;
 
+/// The virtual-APIC page; the pages that VMX may need follow.
+pub const VIRTUAL_APIC: u64 = 0x9_6000;
+
+/// The APIC-access page.
+pub const APIC_ACCESS: u64 = 0x9_7000;
+
+/// The page-modification log.
+pub const PML: u64 = 0x9_8000;
+
+/// The list of page tables for VMFUNC.
+pub const EPTP_LIST: u64 = 0x9_9000;
+
+/// A list of MSRs to load or store.
+pub const MSR_LIST: u64 = 0x9_a000;
+
+/// The bitmap of fields that L2 may not read; that of fields it may not write is the next page.
+pub const VMREAD_BITMAP: u64 = 0x9_b000;
+
 /// Memory that a test uses as it likes.
 pub const BUFFER: u64 = 0xa_0000;
+
+/// What an L1 with VMX executes: the number of operations, and these.
+pub const VMX_SCRIPT: u64 = 0xb_0000;
+
+/// End of these.
+pub const VMX_SCRIPT_END: u64 = 0x10_0000;
 
 /// Bottom of the stacks; each vCPU has [`STACKS_STEP`] bytes for four of them.
 pub const STACKS: u64 = 0x10_0000;
@@ -61,6 +97,18 @@ pub const VMCB: u64 = 0x200_0000;
 
 /// Bytes of the slot of vmcb12.
 pub const VMCB_SLOT: u64 = 0x4000;
+
+/// The VMCS of L2.
+pub const VMCS: u64 = VMCB;
+
+/// Another VMCS.
+pub const OTHER_VMCS: u64 = VMCB + 0x1000;
+
+/// The region of VMXON.
+pub const VMXON_REGION: u64 = VMCB + 0x2000;
+
+/// The VMCS that L2's VMREAD and VMWRITE are for.
+pub const SHADOW_VMCS: u64 = VMCB + 0x3000;
 
 /// The memory slot of the program's image.
 pub const IMAGE: u64 = 0x4000_0000;

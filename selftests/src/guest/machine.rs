@@ -20,6 +20,7 @@ use super::layout::{
 use super::memory::GuestMemory;
 use super::signal;
 use super::tables::{self, Image, Tables};
+use super::Vendor;
 use crate::vm;
 
 /// The slot of vmcb12's memory.
@@ -30,6 +31,15 @@ const SVME: u64 = 1 << 12;
 
 /// The MSR with the address of the host-save area.
 pub const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
+
+/// The MSR that allows VMXON.
+pub const MSR_FEATURE_CONTROL: u32 = 0x3a;
+
+/// RFLAGS.IF.
+pub const RFLAGS_IF: u64 = 1 << 9;
+
+/// Locked, VMXON outside of SMX.
+pub const VMXON_ALLOWED: u64 = 5;
 
 /// Who says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,13 +143,16 @@ pub struct Machine {
     pub memory: Arc<GuestMemory>,
     /// What the control registers are to contain.
     pub tables: Tables,
+    /// The extension that L1 uses.
+    pub vendor: Vendor,
 }
 
 impl Machine {
     /// Creates a machine with memory of its own.
     pub fn new(kvm: &Kvm, vcpus: u64, interrupts: Interrupts) -> Result<Self> {
         let memory = Arc::new(GuestMemory::new()?);
-        let tables = tables::write(&memory, &Image::of_this_program(), vcpus)?;
+        let vendor = offered(kvm)?;
+        let tables = tables::write(&memory, &Image::of_this_program(), vcpus, vendor)?;
         memory.write(VMRUN_ADDRESS, VMCB);
         Self::on(kvm, memory, tables, vcpus, interrupts)
     }
@@ -153,6 +166,7 @@ impl Machine {
         interrupts: Interrupts,
     ) -> Result<Self> {
         let cpuid = vm::cpuid(kvm)?;
+        let vendor = extension(&cpuid).context("KVM offers no nested virtualization to guests")?;
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
         if interrupts == Interrupts::LocalApic {
             let mut split = kvm_enable_cap {
@@ -185,6 +199,7 @@ impl Machine {
             vm,
             memory,
             tables,
+            vendor,
         };
         for index in 0..vcpus {
             let vcpu = machine.vm.create_vcpu(index).context("KVM_CREATE_VCPU")?;
@@ -202,7 +217,8 @@ impl Machine {
 
     /// Makes a vCPU begin with L1.
     pub fn start(&self, vcpu: usize, l1: extern "C" fn() -> !) -> Result<()> {
-        start(&self.vcpus[vcpu], u64::try_from(vcpu)?, &self.tables, l1)
+        let index = u64::try_from(vcpu)?;
+        start(&self.vcpus[vcpu], index, self.vendor, &self.tables, l1)
     }
 
     /// Runs the first vCPU until a guest says something that is no failure.
@@ -243,7 +259,16 @@ impl Machine {
 }
 
 /// Makes the vCPU with a number begin with L1.
-pub fn start(vcpu: &VcpuFd, index: u64, tables: &Tables, l1: extern "C" fn() -> !) -> Result<()> {
+pub fn start(
+    vcpu: &VcpuFd,
+    index: u64,
+    vendor: Vendor,
+    tables: &Tables,
+    l1: extern "C" fn() -> !,
+) -> Result<()> {
+    if vendor == Vendor::Vmx {
+        set_msr(vcpu, MSR_FEATURE_CONTROL, VMXON_ALLOWED)?;
+    }
     let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
     let data = kvm_segment {
         limit: u32::MAX,
@@ -281,14 +306,19 @@ pub fn start(vcpu: &VcpuFd, index: u64, tables: &Tables, l1: extern "C" fn() -> 
     let regs = kvm_regs {
         rip: l1 as *const () as u64,
         rsp: STACKS + index * STACKS_STEP + STACK - 8,
-        rflags: 2,
+        rflags: match vendor {
+            Vendor::Svm => 2,
+            // Bochs does not interrupt guests with VMX that have switched interrupts off.
+            Vendor::Vmx => 2 | RFLAGS_IF,
+        },
         ..Default::default()
     };
     vcpu.set_regs(&regs).context("KVM_SET_REGS")?;
-    if tables.efer & SVME == 0 {
-        return Ok(());
+    // Where L1 is not allowed to be a hypervisor, there is no such MSR.
+    if vendor == Vendor::Svm && tables.efer & SVME != 0 {
+        set_msr(vcpu, MSR_VM_HSAVE_PA, HOST_SAVE + 0x1000 * index)?;
     }
-    set_msr(vcpu, MSR_VM_HSAVE_PA, HOST_SAVE + 0x1000 * index)
+    Ok(())
 }
 
 /// Fails if what a guest says is that something is wrong.
@@ -347,7 +377,34 @@ fn xcr0(cpuid: &CpuId) -> u64 {
     }
 }
 
-/// Returns whether KVM offers nested SVM to guests.
-pub fn usable(kvm: &Kvm) -> Result<bool> {
-    Ok(crate::offer::Offer::read(kvm)?.svm())
+/// Returns the extension that KVM offers to guests.
+pub fn offered(kvm: &Kvm) -> Result<Vendor> {
+    extension(&vm::cpuid(kvm)?).context("KVM offers no nested virtualization to guests")
+}
+
+/// Returns the extension that a processor has.
+fn extension(cpuid: &CpuId) -> Option<Vendor> {
+    let ecx = |function| {
+        let mut entries = cpuid.as_slice().iter();
+        let entry = entries.find(|entry| entry.function == function);
+        entry.map_or(0, |entry| entry.ecx)
+    };
+    if ecx(0x8000_0001) >> 2 & 1 == 1 {
+        Some(Vendor::Svm)
+    } else if ecx(1) >> 5 & 1 == 1 {
+        Some(Vendor::Vmx)
+    } else {
+        None
+    }
+}
+
+/// Opens `/dev/kvm` and checks that guests can use an extension; fails with the reason to skip.
+pub fn open(vendor: Vendor) -> Result<Kvm> {
+    let kvm = vm::open()?;
+    let offered = offered(&kvm)?;
+    ensure!(
+        offered == vendor,
+        "KVM offers {offered:?} to guests, and not {vendor:?}"
+    );
+    Ok(kvm)
 }

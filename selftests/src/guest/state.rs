@@ -13,10 +13,10 @@ use std::os::fd::AsRawFd;
 /// L2 runs.
 pub const GUEST_MODE: u16 = 1;
 
-/// VMRUN was executed, but L2 has not begun yet.
+/// The entry was executed, but L2 has not begun yet.
 pub const RUN_PENDING: u16 = 2;
 
-/// The global interrupt flag is set.
+/// The global interrupt flag is set; with SVM only.
 pub const GIF_SET: u16 = 0x100;
 
 /// Bytes of the header of the nested state.
@@ -24,6 +24,18 @@ pub const HEADER: usize = 128;
 
 /// Bytes of the nested state with a VMCB.
 pub const FULL: usize = HEADER + 4096;
+
+/// Bytes of the nested state with a VMCS and the one that L2 has itself, the most that there are.
+pub const MOST: usize = FULL + 4096;
+
+/// The format of a state of VMX.
+const FORMAT_VMX: u16 = 0;
+
+/// No address.
+const NOWHERE: u64 = u64::MAX;
+
+/// The capability MSRs of VMX.
+const VMX_CAPABILITIES: std::ops::RangeInclusive<u32> = 0x480..=0x491;
 
 /// The MSR that controls debugging.
 const DEBUGCTL: u32 = 0x1d9;
@@ -61,15 +73,30 @@ impl Nested {
 
     /// Returns the bytes that count.
     pub fn bytes(&self) -> &[u8] {
-        let size = (self.0.size as usize).min(FULL);
+        let size = (self.0.size as usize).min(MOST);
         // SAFETY: The structure is one of plain bytes, and has as many.
         unsafe { std::slice::from_raw_parts((&raw const self.0).cast(), size) }
     }
 
-    /// Returns all bytes of a state with a VMCB.
+    /// Returns all bytes, also those that do not count.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: The structure is one of plain bytes, and has as many.
-        unsafe { std::slice::from_raw_parts_mut((&raw mut self.0).cast(), FULL) }
+        unsafe { std::slice::from_raw_parts_mut((&raw mut self.0).cast(), MOST) }
+    }
+
+    /// Makes it the state of a processor that does not use its extension.
+    #[must_use]
+    pub fn off(mut self) -> Self {
+        self.0.size = HEADER as u32;
+        if self.0.format == FORMAT_VMX {
+            self.0.flags = 0;
+            self.0.hdr.vmx = Default::default();
+            self.0.hdr.vmx.vmxon_pa = NOWHERE;
+            self.0.hdr.vmx.vmcs12_pa = NOWHERE;
+        } else {
+            self.0.flags = GIF_SET;
+        }
+        self
     }
 
     /// Returns whether a flag is set.
@@ -94,6 +121,8 @@ pub fn msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>> {
     let list = list.as_slice().iter().copied();
     // KVM logs each write of DEBUGCTL on a processor without virtual LBRs, where it is 0 anyway.
     let list = list.filter(|index| *index != DEBUGCTL);
+    // They cannot be written any more once the processor has used VMX, not even as they are.
+    let list = list.filter(|index| !VMX_CAPABILITIES.contains(index));
     Ok(list.filter(works).collect())
 }
 

@@ -10,12 +10,25 @@ use super::layout::{
     TSS, TSS_STEP, VMCB, VMCB_SLOT,
 };
 use super::memory::GuestMemory;
+use super::Vendor;
 
 /// Present, writable, for all privilege levels, accessed, dirty.
 const ENTRY: u64 = 0x67;
 
 /// The entry is no table but a large page.
 const LARGE: u64 = 1 << 7;
+
+/// An entry of EPT that refers to a table: readable, writable, executable.
+const EPT_TABLE: u64 = 7;
+
+/// An entry of EPT that refers to a page: the same, write-back.
+const EPT_PAGE: u64 = 0x37;
+
+/// CR4.VMXE.
+const VMXE: u64 = 1 << 13;
+
+/// EFER.SVME.
+const SVME: u64 = 1 << 12;
 
 /// Bits of an entry that are its address.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -61,6 +74,16 @@ impl Image {
     }
 }
 
+/// A page table.
+#[derive(Clone, Copy)]
+struct Root {
+    address: u64,
+    /// Bits of entries that refer to tables.
+    table: u64,
+    /// Bits of entries that refer to pages.
+    page: u64,
+}
+
 /// Builds page tables.
 struct Builder<'a> {
     memory: &'a GuestMemory,
@@ -77,24 +100,25 @@ impl Builder<'_> {
     }
 
     /// Maps a page whose entry is at `level`, 1 being the lowest.
-    fn map(&mut self, root: u64, from: u64, to: u64, level: u32) -> Result<()> {
+    fn map(&mut self, root: Root, from: u64, to: u64, level: u32) -> Result<()> {
         let slot = |table: u64, level: u32| table + 8 * (from >> (3 + 9 * level) & 0x1ff);
-        let mut table = root;
+        let mut table = root.address;
         for above in (level + 1..=4).rev() {
             let slot = slot(table, above);
             if self.memory.read::<u64>(slot) == 0 {
                 let below = self.table()?;
-                self.memory.write(slot, below | ENTRY);
+                self.memory.write(slot, below | root.table);
             }
             table = self.memory.read::<u64>(slot) & ADDRESS;
         }
         let large = if level > 1 { LARGE } else { 0 };
-        self.memory.write(slot(table, level), to | ENTRY | large);
+        self.memory
+            .write(slot(table, level), to | root.page | large);
         Ok(())
     }
 
     /// Maps all memory below the image to itself.
-    fn identity(&mut self, root: u64) -> Result<()> {
+    fn identity(&mut self, root: Root) -> Result<()> {
         for page in (0..RAM).chain(VMCB..VMCB + VMCB_SLOT).step_by(0x1000) {
             self.map(root, page, page, 1)?;
         }
@@ -103,7 +127,7 @@ impl Builder<'_> {
 }
 
 /// Writes page tables and descriptors for `vcpus` processors.
-pub fn write(memory: &GuestMemory, image: &Image, vcpus: u64) -> Result<Tables> {
+pub fn write(memory: &GuestMemory, image: &Image, vcpus: u64, vendor: Vendor) -> Result<Tables> {
     ensure!(
         image.start >= IMAGE,
         "the program must be position-independent"
@@ -112,27 +136,50 @@ pub fn write(memory: &GuestMemory, image: &Image, vcpus: u64) -> Result<Tables> 
         memory,
         next: PAGE_TABLES,
     };
-    let root = builder.table()?;
+    let root = Root {
+        address: builder.table()?,
+        table: ENTRY,
+        page: ENTRY,
+    };
     builder.identity(root)?;
     for offset in (0..image.size).step_by(0x1000) {
         builder.map(root, image.start + offset, IMAGE + offset, 1)?;
     }
-    let nested = builder.table()?;
-    builder.identity(nested)?;
-    for offset in (0..image.size).step_by(0x20_0000) {
-        builder.map(nested, IMAGE + offset, IMAGE + offset, 2)?;
-    }
+    let nested = nested(&mut builder, image, vendor)?;
     descriptors(memory, vcpus);
+    let (vmxe, svme) = match vendor {
+        Vendor::Svm => (0, SVME),
+        Vendor::Vmx => (VMXE, 0),
+    };
     Ok(Tables {
-        root,
+        root: root.address,
         nested,
         // PE, MP, ET, NE, WP, PG.
         cr0: 0x8001_0033,
         // PAE, OSFXSR, OSXMMEXCPT.
-        cr4: 0x620,
-        // SCE, LME, LMA, NXE, SVME.
-        efer: 0x1d01,
+        cr4: 0x620 | vmxe,
+        // SCE, LME, LMA, NXE.
+        efer: 0xd01 | svme,
     })
+}
+
+/// Writes a page table of L1 for L2, which maps everything to itself; returns its address.
+fn nested(builder: &mut Builder<'_>, image: &Image, vendor: Vendor) -> Result<u64> {
+    let (table, page) = match vendor {
+        Vendor::Svm => (ENTRY, ENTRY),
+        Vendor::Vmx => (EPT_TABLE, EPT_PAGE),
+    };
+    let address = builder.table()?;
+    let root = Root {
+        address,
+        table,
+        page,
+    };
+    builder.identity(root)?;
+    for offset in (0..image.size).step_by(0x20_0000) {
+        builder.map(root, IMAGE + offset, IMAGE + offset, 2)?;
+    }
+    Ok(address)
 }
 
 /// Writes descriptors of segments, tasks and interrupts.

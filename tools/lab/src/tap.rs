@@ -5,6 +5,8 @@
 //! The parser is the crate `tap_parser`. It reads TAP 14, of which what kselftest prints (version
 //! 13) is a subset once the lines that are no TAP are left out.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tap_parser::{DirectiveKind, TapParser, TapStatement};
 
@@ -50,7 +52,12 @@ pub struct TapReport {
     pub reason: String,
     /// Its test points, empty if it prints no TAP.
     pub points: Vec<(String, Verdict)>,
+    /// What it says that must be the same with all providers, by its name.
+    pub same: BTreeMap<String, String>,
 }
+
+/// How a line begins that must be the same with all providers: a name and a value follow.
+const SAME: &str = "# same: ";
 
 /// Returns the tests in the lines of a console.
 ///
@@ -117,11 +124,17 @@ fn report(name: &str, status: Option<i32>, output: &[&str]) -> TapReport {
         }
         Some(Err(_)) => {}
     }
+    let same = output
+        .iter()
+        .filter_map(|line| line.strip_prefix(SAME)?.rsplit_once(": "))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     TapReport {
         name: name.to_owned(),
         verdict,
         reason,
         points,
+        same,
     }
 }
 

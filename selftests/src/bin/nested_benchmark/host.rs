@@ -148,7 +148,8 @@ impl Guest {
         thread::scope(|scope| -> Result<()> {
             let mut others = Vec::new();
             for (index, mut vcpu) in (1..).zip(vcpus) {
-                machine::start(&vcpu, index, &self.machine.tables, guest::answer)?;
+                let Machine { vendor, tables, .. } = &self.machine;
+                machine::start(&vcpu, index, *vendor, tables, guest::answer)?;
                 vcpu.set_mp_state(kvm_mp_state::default())
                     .context("KVM_SET_MP_STATE")?;
                 let (ready, wait) = channel();

@@ -14,9 +14,8 @@ use anyhow::{bail, Context, Result};
 use selftests::guest::code::DONE;
 use selftests::guest::layout::{BUFFER, RAM, VMCB};
 use selftests::guest::machine::{self, heard, run, Interrupts, Stop};
-use selftests::guest::{signal, vmcb, GuestMemory, Machine, Random};
+use selftests::guest::{signal, vmcb, GuestMemory, Machine, Random, Vendor};
 use selftests::tap::{self, Point};
-use selftests::vm;
 
 use guests::{address_space_test_l2, first, second, word, PAGES, STEP};
 
@@ -170,13 +169,10 @@ fn main() -> ExitCode {
         eprintln!("usage: svm_address_space_test [RUNS [SEED]]");
         return ExitCode::FAILURE;
     };
-    let kvm = match vm::open() {
+    let kvm = match machine::open(Vendor::Svm) {
         Ok(kvm) => kvm,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
-    if !machine::usable(&kvm).unwrap_or(false) {
-        return tap::skip_all("KVM offers no SVM");
-    }
     if let Err(error) = signal::install() {
         return tap::skip_all(format_args!("{error:#}"));
     }

@@ -13,8 +13,8 @@ use selftests::guest::driver::driver;
 use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, IO_MAP, MSR_MAP, REGISTERS, SHARED};
 use selftests::guest::machine::{self, heard, run, Interrupts, Stop};
 use selftests::guest::vmcb::{self, exit};
-use selftests::guest::{GuestMemory, Level, Machine};
-use selftests::{expect, guest_code, tap, vm};
+use selftests::guest::{GuestMemory, Level, Machine, Vendor};
+use selftests::{expect, guest_code, tap};
 
 guest_code! {
     /// L2: goes on here after an exception of its own.
@@ -130,13 +130,10 @@ pub struct Info {
 }
 
 fn main() -> ExitCode {
-    let kvm = match vm::open() {
+    let kvm = match machine::open(Vendor::Svm) {
         Ok(kvm) => kvm,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
-    if !machine::usable(&kvm).unwrap_or(false) {
-        return tap::skip_all("KVM offers no SVM");
-    }
     let fixture = Fixture {
         machine: RefCell::new(None),
         kvm,

@@ -15,8 +15,8 @@ use selftests::guest::layout::{exception, EXCEPTIONS};
 use selftests::guest::machine::{self, Interrupts};
 use selftests::guest::state::{Nested, GIF_SET};
 use selftests::guest::vmcb::{self, exit};
-use selftests::guest::{GuestMemory, Machine};
-use selftests::{expect, guest_code, tap, vm};
+use selftests::guest::{GuestMemory, Machine, Vendor};
+use selftests::{expect, guest_code, tap};
 
 /// L2 has a page-attribute table of its own only without this quirk.
 const QUIRK_SHARED_PAT: u64 = 1 << 11;
@@ -82,13 +82,10 @@ impl Fixture {
 }
 
 fn main() -> ExitCode {
-    let kvm = match vm::open() {
+    let kvm = match machine::open(Vendor::Svm) {
         Ok(kvm) => kvm,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
-    if !machine::usable(&kvm).unwrap_or(false) {
-        return tap::skip_all("KVM offers no SVM");
-    }
     let fixture = Fixture {
         machine: RefCell::new(None),
         kvm,

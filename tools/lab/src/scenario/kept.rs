@@ -177,6 +177,7 @@ mod tests {
             verdict,
             reason: String::new(),
             points: vec![("point".into(), verdict)],
+            same: Default::default(),
         }
     }
 

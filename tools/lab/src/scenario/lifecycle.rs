@@ -36,8 +36,10 @@ pub fn build(cache: &Cache) -> Result<PathBuf> {
 
 /// Builds a program of `selftests/`, statically linked.
 pub fn build_program(cache: &Cache, program: &str) -> Result<PathBuf> {
-    let source = checkout()?.join("selftests");
-    let output = cache.root().join("module-selftests");
+    let checkout = checkout()?;
+    let source = checkout.join("selftests");
+    // Not in the cache: cargo takes the library of another checkout for this one's.
+    let output = checkout.join("build/selftests");
     let _lock = cache.lock("module-selftests")?;
     step::run(&format!("build {program}"), |step| {
         let mut cargo = host::clean("cargo");
@@ -64,11 +66,12 @@ fn commands(vendor: &str, kernel: &str, parameters: &str) -> String {
     )
 }
 
-/// Returns the least number of CPUs: VMs are created on one while modules come and go on the other.
+/// Returns the least number of CPUs for what threads do at the same time: VMs are created on one
+/// while modules come and go on the other.
 ///
 /// Bochs executes its CPUs in turns, the idle ones too: a second one would take half of the time,
 /// and threads alternate on a single one as well.
-fn processors(engine: Engine) -> u32 {
+pub fn processors(engine: Engine) -> u32 {
     match engine {
         Engine::Bochs => 1,
         Engine::Tcg | Engine::Kvm => 2,

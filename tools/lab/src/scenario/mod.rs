@@ -2,6 +2,7 @@
 
 //! What `lab run`, `lab shell` and `lab test` do.
 
+pub mod bare;
 pub mod benchmark;
 pub mod guest;
 pub mod harness;

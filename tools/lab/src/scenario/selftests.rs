@@ -386,6 +386,7 @@ mod tests {
             verdict,
             reason: "why".into(),
             points: Vec::new(),
+            same: Default::default(),
         }
     }
 

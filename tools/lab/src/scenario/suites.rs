@@ -22,9 +22,9 @@ use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
 use super::jobs::Jobs;
-use super::kept::Once;
+use super::kept::{Once, Results};
 use super::tools::Tools;
-use super::{Bench, Levels, Provider, guest, lifecycle, nested, selftests, vendor_name};
+use super::{Bench, Levels, Provider, bare, guest, lifecycle, nested, selftests, vendor_name};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -157,6 +157,7 @@ struct Ground {
     bare: Bench,
     module_tests: PathBuf,
     guest_tests: PathBuf,
+    bare_program: PathBuf,
     tools: Tools,
     upstream: Selftests,
     upstream_tests: Vec<selftests::Test>,
@@ -179,6 +180,7 @@ impl Ground {
             bare: Bench::prepare(cache, options, Variant::NoBuiltin, Provider::Ours)?,
             module_tests: lifecycle::build(cache)?,
             guest_tests: guest::build(cache)?,
+            bare_program: bare::build(cache)?,
             tools: Tools::build(cache)?,
             upstream_tests: selftests::list(&upstream.dir)?,
             stock,
@@ -211,16 +213,19 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
             life_cycle(suite, bench, &target, &ground.module_tests)
         });
     }
-    if target.vendor == Vendor::Amd {
-        jobs.add(label("guest tests, ours"), move |suite| {
-            let base = guest::base(cache, c, &target, &ground.guest_tests)?;
-            let outcome = guest::run(patched, &target, &ground.guest_tests, "ours")?;
-            for (verdict, detail) in guest::compare(&base, &outcome.into()) {
-                suite.count(verdict, || detail);
-            }
-            Ok(())
-        });
-    }
+    jobs.add(label("guest tests, ours"), move |suite| {
+        // The processor itself is at hand if it is an emulated one.
+        let emulated = (target.vendor, target.engine) == (Vendor::Intel, Engine::Bochs);
+        let without_kernel = emulated.then(|| bare::run(c, &target, &ground.bare_program));
+        let without_kernel = without_kernel.transpose()?.map(Results::from);
+        let base = guest::base(cache, c, &target, &ground.guest_tests)?;
+        let outcome = guest::run(patched, &target, &ground.guest_tests, "ours")?;
+        let (bare, ours) = (without_kernel.as_ref(), outcome.into());
+        for (verdict, detail) in guest::compare(target.vendor, &base, bare, &ours) {
+            suite.count(verdict, || detail);
+        }
+        Ok(())
+    });
 }
 
 /// Adds the upstream selftests, each run of which is compared with one on the stock kernel.

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The guests: an L1 that runs L2 without end, and one that writes to vmcb12.
+//! The guests: an L1 that runs L2 without end, and one that writes to vmcb12 or vmcs12.
 
 use anyhow::Result;
-use selftests::guest::code::{peek, poke, run_l2, stgi};
-use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, REGISTERS, SHARED, VMCB};
+use selftests::guest::code::{peek, poke};
+use selftests::guest::extension::{self, Extension, Svm, Vmx};
+use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, SHARED, VMCB};
 use selftests::guest::machine::Interrupts;
-use selftests::guest::{vmcb, Machine};
-use selftests::guest_code;
+use selftests::guest::{Machine, Vendor};
+use selftests::{guest_code, guest_code_for_both};
 
 use crate::Fixture;
 
@@ -20,59 +21,79 @@ pub const LOOPS: u64 = SHARED + 8;
 /// Where the random numbers of the writer begin.
 pub const SEED: u64 = SHARED + 16;
 
-/// A copy of vmcb12 as it should be.
+/// A copy of vmcb12 or the VMCSs as they should be.
 pub const TEMPLATE: u64 = BUFFER;
+
+/// Bytes of it.
+const TEMPLATE_SIZE: u64 = 0x1000;
 
 /// VMRUN that raised an exception.
 const FAULTS: u64 = SHARED + 24;
 
-guest_code! {
+guest_code_for_both! {
     /// L2: counts, and calls L1 now and then.
-    memory_test_l2:
-        "2:", "inc qword ptr [0x6008]", "test dword ptr [0x6008], 0x3f", "jnz 2b", "vmmcall",
+    memory_test_svm_l2, memory_test_vmx_l2:
+        "2:", "inc qword ptr [0x6008]", "test dword ptr [0x6008], 0x3f", "jnz 2b";
+        call;
         // L1 has not moved RIP if it is that of another VMCB.
-        "jmp 2b";
+        "jmp 2b".
+}
+
+guest_code! {
     /// L2: counts, and never calls L1.
     memory_test_endless_l2: "2:", "inc qword ptr [0x6008]", "jmp 2b";
 }
 
 const _: () = assert!(LOOPS == 0x6008);
 
-/// L1: runs L2 again and again, from its beginning if anything is odd.
-pub extern "C" fn runner() -> ! {
+/// How often L1 runs L2 before it makes it anew.
+const RUNS_BEFORE_NEW: u64 = 16;
+
+/// L1: runs L2 again and again, from its beginning if anything is odd, and now and then.
+pub extern "C" fn runner<E: Extension>() -> ! {
     // SAFETY: This is L1.
     unsafe {
+        E::begin();
         loop {
-            run_l2(VMCB, REGISTERS);
-            stgi();
-            poke(RUNS, peek(RUNS) + 1);
+            E::run_l2();
+            let runs = peek(RUNS) + 1;
+            poke(RUNS, runs);
             if peek(EXCEPTIONS + exception::COUNT) != 0 {
                 poke(FAULTS, peek(FAULTS) + 1);
                 poke(EXCEPTIONS + exception::COUNT, 0);
             }
-            if peek(vmcb::EXIT_CODE) == vmcb::exit::VMMCALL {
-                poke(vmcb::RIP, peek(vmcb::RIP).wrapping_add(3));
+            if E::called() && runs % RUNS_BEFORE_NEW != 0 {
+                E::skip_call();
             } else {
                 // It would stop in the same way again.
                 restore();
+                E::begin();
             }
         }
     }
 }
 
-/// Makes vmcb12 what it should be.
+/// Returns the program of L1 for an extension.
+pub fn runner_of(vendor: Vendor) -> extern "C" fn() -> ! {
+    match vendor {
+        Vendor::Svm => runner::<Svm>,
+        Vendor::Vmx => runner::<Vmx>,
+    }
+}
+
+/// Makes the pages of vmcb12, or those of the VMCSs, what they should be.
 ///
 /// # Safety
 ///
 /// Only L1 may call this.
 unsafe fn restore() {
-    for offset in (0..0x1000).step_by(8) {
+    for offset in (0..TEMPLATE_SIZE).step_by(8) {
         // SAFETY: This is L1.
         unsafe { poke(VMCB + offset, peek(TEMPLATE + offset)) };
     }
 }
 
-/// L1 on the other processor: writes to vmcb12 at random.
+/// L1 on the other processor: writes to vmcb12 or vmcs12 at random.
 pub extern "C" fn writer() -> ! {
     // SAFETY: This is L1.
     unsafe {
@@ -130,21 +151,19 @@ pub fn build(
     seed: u64,
 ) -> Result<Machine> {
     let machine = Machine::new(kvm, vcpus, interrupts)?;
-    machine.start(0, runner)?;
+    machine.start(0, runner_of(machine.vendor))?;
     if vcpus > 1 {
         machine.start(1, writer)?;
     }
     let memory = &machine.memory;
-    let l2 = match kind {
-        Kind::Calling => memory_test_l2,
-        Kind::Endless => memory_test_endless_l2,
+    let l2 = match (kind, machine.vendor) {
+        (Kind::Calling, Vendor::Svm) => memory_test_svm_l2,
+        (Kind::Calling, Vendor::Vmx) => memory_test_vmx_l2,
+        (Kind::Endless, _) => memory_test_endless_l2,
     };
-    vmcb::write(
-        memory,
-        &machine.tables,
-        l2 as unsafe extern "C" fn() as *const () as u64,
-    );
-    for offset in (0..0x1000).step_by(8) {
+    let rip = l2 as unsafe extern "C" fn() as *const () as u64;
+    extension::prepare(kvm, &machine, rip, &[0; 15])?;
+    for offset in (0..TEMPLATE_SIZE).step_by(8) {
         memory.write(TEMPLATE + offset, memory.read::<u64>(VMCB + offset));
     }
     memory.fill(SHARED, 0x100, 0);

@@ -2,15 +2,18 @@
 
 //! Saving and restoring a vCPU while L2 runs, and nested states that nobody has saved.
 //!
-//! `svm_nested_state_test [MOVES [ROUNDS [SEED]]]`: how often the machine moves, how many random
-//! states are tried, and where the random numbers begin.
+//! `nested_state_test [MOVES [ROUNDS [SEED [MODULE]]]]`: how often the machine moves, how many
+//! random states are tried, where the random numbers begin, and the file of our module.
 
 mod garbage;
 mod moving;
+mod providers;
+mod vmx;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use selftests::guest::{machine, signal};
+use selftests::guest::{machine, signal, Vendor};
 use selftests::{tap, vm};
 
 /// What the tests need.
@@ -19,22 +22,22 @@ pub struct Fixture {
     moves: u64,
     rounds: u64,
     seed: u64,
+    module: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let numbers: Result<Vec<u64>, _> = std::env::args().skip(1).map(|word| word.parse()).collect();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let numbers: Result<Vec<u64>, _> = words.iter().take(3).map(|word| word.parse()).collect();
     let Ok(numbers) = numbers else {
-        eprintln!("usage: svm_nested_state_test [MOVES [ROUNDS [SEED]]]");
+        eprintln!("usage: nested_state_test [MOVES [ROUNDS [SEED [MODULE]]]]");
         return ExitCode::FAILURE;
     };
     let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default);
-    let kvm = match vm::open() {
-        Ok(kvm) => kvm,
+    let opened = vm::open().and_then(|kvm| Ok((machine::offered(&kvm)?, kvm)));
+    let (vendor, kvm) = match opened {
+        Ok(opened) => opened,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
-    if !machine::usable(&kvm).unwrap_or(false) {
-        return tap::skip_all("KVM offers no SVM");
-    }
     if let Err(error) = signal::install() {
         return tap::skip_all(format_args!("{error:#}"));
     }
@@ -43,9 +46,16 @@ fn main() -> ExitCode {
         moves: number(0, 1000),
         rounds: number(1, 2000),
         seed: number(2, 1),
+        module: words.get(3).map(PathBuf::from),
     };
     tap::note(format_args!("seed {}", fixture.seed));
     let mut points = moving::points();
-    points.extend(garbage::points());
+    points.extend(match vendor {
+        Vendor::Svm => garbage::points(),
+        Vendor::Vmx => vmx::points(),
+    });
+    if fixture.module.is_some() {
+        points.extend(providers::points());
+    }
     tap::run(&points, &fixture, |_| Ok(()))
 }

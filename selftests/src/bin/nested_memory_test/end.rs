@@ -11,10 +11,10 @@ use kvm_bindings::{kvm_mp_state, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNAB
 use selftests::expect;
 use selftests::guest::machine::{run, Interrupts, Stop};
 use selftests::guest::state::{Nested, GUEST_MODE};
-use selftests::guest::{signal, Machine};
+use selftests::guest::{signal, Machine, Vendor};
 use selftests::tap::Point;
 
-use crate::guests::{self, runner, Kind, LOOPS, RUNS};
+use crate::guests::{self, runner_of, Kind, LOOPS, RUNS};
 use crate::Fixture;
 
 /// The argument of the program that makes it a machine to be killed.
@@ -25,13 +25,14 @@ pub fn points() -> Vec<Point<Fixture>> {
     vec![
         Point::new("a process is killed while L2 runs", killed),
         Point::new("a machine is closed while L2 is active", closed),
+        Point::new("two machines run their L2 in turns", side_by_side),
         Point::new(
             "a closed vCPU of which L2 is active leaves the machine usable",
             vcpu_first,
         ),
         Point::new(
-            "KVM_SET_SREGS clears EFER.SVME while L2 is active",
-            without_svme,
+            "KVM_SET_SREGS switches the extension off while L2 is active",
+            switched_off,
         ),
         Point::new("a processor gets INIT while L2 is active", init),
         Point::new(
@@ -105,6 +106,30 @@ fn closed(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
+fn side_by_side(fixture: &Fixture) -> Result<()> {
+    let mut machines = [
+        machine(fixture, Interrupts::None)?,
+        machine(fixture, Interrupts::None)?,
+    ];
+    for _ in 0..fixture.kills {
+        for machine in &mut machines {
+            let before = machine.memory.read::<u64>(LOOPS);
+            signal::after(Duration::from_millis(2))?;
+            expect("KVM_RUN", run(&mut machine.vcpus[0]), Stop::Interrupted)?;
+            ensure!(
+                Nested::read(&machine.vcpus[0])?.has(GUEST_MODE),
+                "L2 is not active"
+            );
+            let after = machine.memory.read::<u64>(LOOPS);
+            ensure!(after > before, "L2 has not gone on: {before}, {after}");
+        }
+    }
+    // One goes on when the other one is gone.
+    let [first, mut second] = machines;
+    drop(first);
+    in_l2(&mut second).context("after the end of the other machine")
+}
+
 fn vcpu_first(fixture: &Fixture) -> Result<()> {
     let mut machine = machine(fixture, Interrupts::None)?;
     machine.vcpus.clear();
@@ -117,18 +142,28 @@ fn vcpu_first(fixture: &Fixture) -> Result<()> {
 fn usable(machine: &mut Machine) -> Result<()> {
     let memory = machine.memory.clone();
     memory.fill(RUNS, 16, 0);
-    machine.start(0, runner)?;
+    machine.start(0, runner_of(machine.vendor))?;
     in_l2(machine).context("after the reset")
 }
 
-fn without_svme(fixture: &Fixture) -> Result<()> {
+fn switched_off(fixture: &Fixture) -> Result<()> {
     for _ in 0..fixture.rounds {
         let mut machine = machine(fixture, Interrupts::None)?;
         let mut sregs = machine.vcpus[0].get_sregs()?;
-        sregs.efer &= !(1 << 12);
-        machine.vcpus[0]
-            .set_sregs(&sregs)
-            .context("KVM_SET_SREGS")?;
+        match machine.vendor {
+            Vendor::Svm => sregs.efer &= !(1 << 12),
+            Vendor::Vmx => sregs.cr4 &= !(1 << 13),
+        }
+        let result = machine.vcpus[0].set_sregs(&sregs);
+        if machine.vendor == Vendor::Vmx {
+            // CR4.VMXE is fixed in VMX operation.
+            ensure!(result.is_err(), "CR4.VMXE is cleared in VMX operation");
+            let state = Nested::read(&machine.vcpus[0])?;
+            ensure!(state.has(GUEST_MODE), "L2 is not active any more");
+            in_l2(&mut machine).context("after what was refused")?;
+            continue;
+        }
+        result.context("KVM_SET_SREGS")?;
         let state = Nested::read(&machine.vcpus[0])?;
         ensure!(!state.has(GUEST_MODE), "L2 is active without EFER.SVME");
         // It goes on where L2 was, as L1.
@@ -163,9 +198,7 @@ fn init(fixture: &Fixture) -> Result<()> {
 
 /// Ends L2 by a nested state without it.
 fn leave(machine: &Machine) -> Result<()> {
-    let mut state = Nested::read(&machine.vcpus[0])?;
-    state.0.flags = selftests::guest::state::GIF_SET;
-    state.0.size = 128;
+    let state = Nested::read(&machine.vcpus[0])?.off();
     let vcpu = &machine.vcpus[0];
     vcpu.set_nested_state(&state.0)
         .context("KVM_SET_NESTED_STATE")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the host and another processor do to vmcb12 while L2 runs.
+//! What the host and another processor do to vmcb12 or vmcs12 while L2 runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,12 +12,12 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use selftests::guest::layout::{VMCB, VMCB_SLOT};
 use selftests::guest::machine::{self, run, Interrupts, Stop, SLOT_VMCB};
 use selftests::guest::signal::Thread;
-use selftests::guest::state::{Nested, GIF_SET};
+use selftests::guest::state::Nested;
 use selftests::guest::tables::Tables;
-use selftests::guest::{GuestMemory, Random};
+use selftests::guest::{GuestMemory, Random, Vendor};
 use selftests::tap::{self, Point};
 
-use crate::guests::{self, runner, writer, Kind, RUNS};
+use crate::guests::{self, runner_of, writer, Kind, RUNS};
 use crate::Fixture;
 
 /// How long a round lasts.
@@ -30,19 +30,21 @@ type Disturbance = fn(&VmFd, &GuestMemory, &mut Random) -> Result<()>;
 pub fn points() -> Vec<Point<Fixture>> {
     vec![
         Point::new(
-            "another processor writes to vmcb12 while it is used",
+            "another processor writes to L2's control structure while it is used",
             |fixture| disturbed(fixture, 2, |_, _, _| Ok(())),
         ),
         Point::new(
-            "dirty logging of vmcb12's memory comes and goes",
+            "dirty logging of the control structure's memory comes and goes",
             |fixture| disturbed(fixture, 1, dirty_logging),
         ),
-        Point::new("the pages of vmcb12's memory move", |fixture| {
-            disturbed(fixture, 1, moves)
-        }),
-        Point::new("the memory slot of vmcb12 goes and comes", |fixture| {
-            disturbed(fixture, 1, slot_goes)
-        }),
+        Point::new(
+            "the pages of the control structure's memory move",
+            |fixture| disturbed(fixture, 1, moves),
+        ),
+        Point::new(
+            "the memory slot of the control structure goes and comes",
+            |fixture| disturbed(fixture, 1, slot_goes),
+        ),
         // Not the slot: KVM warns when one appears while another processor faults there.
         Point::new(
             "two processors, dirty logging and pages that move",
@@ -80,7 +82,7 @@ fn dirty_logging(vm: &VmFd, memory: &GuestMemory, _: &mut Random) -> Result<()> 
 
 fn moves(_: &VmFd, memory: &GuestMemory, random: &mut Random) -> Result<()> {
     match random.below(3) {
-        // Its own page: vmcb12 is zeros, until L1 restores it.
+        // Its own page: the structure is zeros, until L1 restores it.
         0 => memory.vmcb.discard(0),
         1 => memory.vmcb.discard(0x1000),
         _ => memory.vmcb.replace(),
@@ -98,8 +100,17 @@ const RESETS: u64 = 100;
 
 /// Runs a vCPU until it is told to stop, and lets it begin again when L1 cannot go on; returns how
 /// often it did that.
-fn run_until(mut vcpu: VcpuFd, index: u64, tables: &Tables, stop: &AtomicBool) -> Result<u64> {
-    let l1 = if index == 0 { runner } else { writer };
+fn run_until(
+    mut vcpu: VcpuFd,
+    index: u64,
+    (vendor, tables): (Vendor, &Tables),
+    stop: &AtomicBool,
+) -> Result<u64> {
+    let l1 = if index == 0 {
+        runner_of(vendor)
+    } else {
+        writer
+    };
     let mut resets = 0;
     while !stop.load(Ordering::SeqCst) {
         match run(&mut vcpu) {
@@ -111,11 +122,10 @@ fn run_until(mut vcpu: VcpuFd, index: u64, tables: &Tables, stop: &AtomicBool) -
             Stop::Failed(_) | Stop::InternalError => thread::sleep(Duration::from_micros(200)),
             _ if resets == RESETS => break,
             _ => {
-                let mut state = Nested::read(&vcpu)?;
-                (state.0.flags, state.0.size) = (GIF_SET, 128);
+                let state = Nested::read(&vcpu)?.off();
                 vcpu.set_nested_state(&state.0)
                     .context("KVM_SET_NESTED_STATE")?;
-                machine::start(&vcpu, index, tables, l1)?;
+                machine::start(&vcpu, index, vendor, tables, l1)?;
                 resets += 1;
             }
         }
@@ -135,6 +145,7 @@ fn disturbed(fixture: &Fixture, vcpus: u64, disturb: Disturbance) -> Result<()> 
         let mut machine = guests::machine(&seeded, Kind::Calling, vcpus, Interrupts::None)?;
         let processors = std::mem::take(&mut machine.vcpus);
         let (vm, memory, tables) = (&machine.vm, &machine.memory, &machine.tables);
+        let vendor = machine.vendor;
         let stop = &AtomicBool::new(false);
         thread::scope(|scope| -> Result<()> {
             let (sender, receiver) = std::sync::mpsc::channel();
@@ -143,7 +154,7 @@ fn disturbed(fixture: &Fixture, vcpus: u64, disturb: Disturbance) -> Result<()> 
                 let sender = sender.clone();
                 threads.push(scope.spawn(move || {
                     let _ = sender.send(Thread::this());
-                    run_until(vcpu, index, tables, stop)
+                    run_until(vcpu, index, (vendor, tables), stop)
                 }));
             }
             let ids: Vec<Thread> = threads

@@ -5,13 +5,14 @@
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Result};
-use selftests::guest::code::{peek, poke, report, run_l2, DONE, WRONG};
-use selftests::guest::layout::{BUFFER, REGISTERS, SHARED, VMCB};
+use selftests::guest::code::{peek, poke, report, DONE, WRONG};
+use selftests::guest::extension::{self, Extension, Svm, Vmx};
+use selftests::guest::layout::{BUFFER, SHARED};
 use selftests::guest::machine::{self, Interrupts};
 use selftests::guest::state::{self, Nested, Saved, GUEST_MODE, HEADER, RUN_PENDING};
-use selftests::guest::{signal, vmcb, Machine, Random, Stop};
+use selftests::guest::{signal, Machine, Random, Stop, Vendor};
 use selftests::tap::{self, Point};
-use selftests::{expect, guest_code};
+use selftests::{expect, guest_code_for_both};
 
 use crate::Fixture;
 
@@ -38,9 +39,9 @@ const RESULTS: u64 = SHARED + 0x40;
 /// What L1 adds to RAX, times the number of the change.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-guest_code! {
+guest_code_for_both! {
     /// L2: mixes registers, memory and an XMM register; calls L1 after every 16 rounds.
-    state_test_l2:
+    state_test_svm_l2, state_test_vmx_l2:
         "2:",
         "add rax, rbx", "rol rax, 7", "xor rbx, rax", "ror rbx, 13", "add rdx, rbx", "xor rsi, rdx",
         "rol rsi, 9", "add rdi, rsi", "xor rbp, rdi", "add r8, rbp", "rol r8, 17", "xor r9, r8",
@@ -50,35 +51,38 @@ guest_code! {
         "add [rdi * 8 + 0xa0000], r15", "pop rdi",
         "movq xmm1, r14", "paddq xmm0, xmm1", "pshufd xmm0, xmm0, 0x39",
         "movq [0x6010], xmm0", "xor r9, [0x6010]",
-        "inc rcx", "test cl, 15", "jnz 2b",
-        "vmmcall",
-        "cmp qword ptr [0x6000], 0", "je 2b",
-        "mov [0x6040], rax", "mov [0x6048], rbx", "mov [0x6050], rdx", "mov [0x6058], rsi",
-        "mov [0x6060], rdi", "mov [0x6068], rbp", "mov [0x6070], r8", "mov [0x6078], r9",
-        "mov [0x6080], r10", "mov [0x6088], r11", "mov [0x6090], r12", "mov [0x6098], r13",
-        "mov [0x60a0], r14", "mov [0x60a8], r15", "mov [0x60b0], rcx", "movdqu [0x60b8], xmm0",
-        "mov qword ptr [0x6008], 1", "vmmcall", "ud2";
+        "inc rcx", "test cl, 15", "jnz 2b";
+        call;
+        "cmp qword ptr [0x6000], 0"; "je 2b";
+        "mov [0x6040], rax"; "mov [0x6048], rbx"; "mov [0x6050], rdx"; "mov [0x6058], rsi";
+        "mov [0x6060], rdi"; "mov [0x6068], rbp"; "mov [0x6070], r8"; "mov [0x6078], r9";
+        "mov [0x6080], r10"; "mov [0x6088], r11"; "mov [0x6090], r12"; "mov [0x6098], r13";
+        "mov [0x60a0], r14"; "mov [0x60a8], r15"; "mov [0x60b0], rcx"; "movdqu [0x60b8], xmm0";
+        "mov qword ptr [0x6008], 1";
+        call;
+        "ud2".
 }
 
 const _: () = assert!(SHARED == 0x6000 && BUFFER == 0xa_0000);
 
 /// L1: answers each call of L2 by a change of its RAX.
-extern "C" fn l1() -> ! {
+extern "C" fn l1<E: Extension>() -> ! {
     // SAFETY: This is L1.
     unsafe {
+        E::begin();
         loop {
-            run_l2(VMCB, REGISTERS);
-            let code = peek(vmcb::EXIT_CODE);
-            if code != vmcb::exit::VMMCALL {
-                report(WRONG, code, peek(vmcb::EXIT_INFO_1));
+            E::run_l2();
+            if !E::called() {
+                let (code, info) = E::exit();
+                report(WRONG, code, info);
             } else if peek(STORED) != 0 {
                 report(DONE, 0, 0);
             } else {
                 let change = peek(CHANGES) + 1;
                 poke(CHANGES, change);
-                poke(vmcb::RAX, peek(vmcb::RAX) ^ change.wrapping_mul(STEP));
+                E::change_rax(change.wrapping_mul(STEP));
             }
-            poke(vmcb::RIP, peek(vmcb::RIP) + 3);
+            E::skip_call();
         }
     }
 }
@@ -135,28 +139,36 @@ impl Model {
 }
 
 /// Writes the state in which L2 begins.
-fn prepare(machine: &Machine, model: &Model) {
-    let memory = &machine.memory;
-    vmcb::write(memory, &machine.tables, state_test_l2 as *const () as u64);
+fn prepare(fixture: &Fixture, machine: &Machine, model: &Model) -> Result<()> {
     let [rax, rbx, rdx, rest @ ..] = model.registers;
-    memory.write(vmcb::RAX, rax);
-    memory.write(REGISTERS, rbx);
-    memory.write(REGISTERS + 8, 0u64);
-    memory.write(REGISTERS + 16, rdx);
-    for (address, value) in (REGISTERS + 24..).step_by(8).zip(rest) {
-        memory.write(address, value);
-    }
+    let mut registers = [0; 15];
+    (registers[0], registers[2], registers[14]) = (rbx, rdx, rax);
+    registers[3..14].copy_from_slice(&rest);
+    let l2 = match machine.vendor {
+        Vendor::Svm => state_test_svm_l2 as *const () as u64,
+        Vendor::Vmx => state_test_vmx_l2 as *const () as u64,
+    };
+    extension::prepare(&fixture.kvm, machine, l2, &registers)?;
+    let memory = &machine.memory;
     for (address, value) in (BUFFER..).step_by(8).zip(model.buffer) {
         memory.write(address, value);
     }
     memory.fill(SHARED, 0x100, 0);
+    Ok(())
 }
 
 /// Creates a machine of which L2 computes until it is told to stop.
 pub fn computing(fixture: &Fixture) -> Result<Machine> {
     let machine = Machine::new(&fixture.kvm, 1, Interrupts::None)?;
-    machine.start(0, l1)?;
-    prepare(&machine, &Model::new(&mut Random::new(fixture.seed)));
+    match machine.vendor {
+        Vendor::Svm => machine.start(0, l1::<Svm>)?,
+        Vendor::Vmx => machine.start(0, l1::<Vmx>)?,
+    }
+    prepare(
+        fixture,
+        &machine,
+        &Model::new(&mut Random::new(fixture.seed)),
+    )?;
     Ok(machine)
 }
 
@@ -206,23 +218,28 @@ fn moves(fixture: &Fixture) -> Result<()> {
     }
     let changes: u64 = machine.memory.read(CHANGES);
     tap::note(format_args!(
-        "{} moves in {:.1?}: {in_l2} with L2 active, {pending} with VMRUN pending; L2 called {changes} times",
+        "{} moves in {:.1?}: {in_l2} with L2 active, {pending} with the entry pending; L2 called {changes} times",
         fixture.moves,
         start.elapsed()
     ));
-    machine.memory.write(STOP, 1u64);
-    let message = machine.hear()?;
-    expect("the report of L1", message.kind, DONE)?;
-    compare(fixture, &machine)?;
+    finish(fixture, machine)?;
     let least = (fixture.moves / 4, fixture.moves / 200);
     ensure!(
         in_l2 >= least.0 && pending >= least.1,
-        "too few moves with L2 active ({in_l2}) or VMRUN pending ({pending})"
+        "too few moves with L2 active ({in_l2}) or the entry pending ({pending})"
     );
     Ok(())
 }
 
-/// Parts of the nested state: the header, the control area, and what VMRUN saves of L1. The rest of
+/// Stops L2, and checks what it has computed.
+pub fn finish(fixture: &Fixture, mut machine: Machine) -> Result<()> {
+    machine.memory.write(STOP, 1u64);
+    let message = machine.hear()?;
+    expect("the report of L1", message.kind, DONE)?;
+    compare(fixture, &machine)
+}
+
+/// Parts of the nested state with SVM: the header, the control area, and what VMRUN saves of L1. The rest of
 /// the state-save area is what the processor has left there.
 const PARTS: [(usize, usize); 10] = [
     (0, HEADER),
@@ -243,8 +260,22 @@ pub fn differences(left: &Nested, right: &Nested) -> Option<String> {
     if left.len() != right.len() {
         return Some(format!("{} and {} bytes", left.len(), right.len()));
     }
-    let offsets = PARTS.iter().flat_map(|(start, size)| *start..start + size);
-    let different = offsets.filter(|offset| left.get(*offset) != right.get(*offset));
+    // All but the linear address of the last exit, which is that of an exit to L0 while L2 runs.
+    let linear = HEADER + 0x1a0;
+    let of_vmx = [
+        (0, linear),
+        (linear + 8, left.len().saturating_sub(linear + 8)),
+    ];
+    // The format is that of VMX.
+    let parts = if left[2] == 0 {
+        &of_vmx[..]
+    } else {
+        &PARTS[..]
+    };
+    let offsets = parts.iter().flat_map(|(start, size)| *start..start + size);
+    let different = offsets
+        .filter(|offset| *offset < left.len())
+        .filter(|offset| left.get(*offset) != right.get(*offset));
     let words: Vec<String> = different
         .map(|offset| format!("{offset:#x}: {:#x}, {:#x}", left[offset], right[offset]))
         .take(8)
