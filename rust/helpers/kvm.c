@@ -158,6 +158,27 @@ int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value)
 }
 
 /*
+ * Returns the page of a cache, which is locked then, or NULL if the page is no
+ * longer what it was.
+ */
+void *nested_helper_lock_page(struct gfn_to_pfn_cache *cache)
+{
+	read_lock(&cache->lock);
+	if (kvm_gpc_check(cache, PAGE_SIZE))
+		return cache->khva;
+	read_unlock(&cache->lock);
+	return NULL;
+}
+
+/* Who copies the guest's memory has to copy the page again, as it may have been written to. */
+void nested_helper_unlock_page(struct kvm_vcpu *vcpu, struct gfn_to_pfn_cache *cache)
+{
+	if (kvm_slot_dirty_track_enabled(cache->memslot))
+		kvm_vcpu_mark_page_dirty(vcpu, gpa_to_gfn(cache->gpa));
+	read_unlock(&cache->lock);
+}
+
+/*
  * Returns false if mappings of guest memory are being invalidated. A mapping that
  * is made now is valid until one of the numbers is another, or this returns false.
  */

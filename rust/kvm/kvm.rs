@@ -7,6 +7,7 @@
 
 pub mod bindings;
 pub mod memory;
+pub mod page_cache;
 pub mod preemption;
 pub mod stats;
 pub mod vcpu;
@@ -15,6 +16,7 @@ pub use memory::{
     MappedPage,
     SharedPage, //
 };
+pub use page_cache::PageCache;
 pub use preemption::Preemption;
 pub use stats::{
     StatsRoot,

@@ -82,13 +82,23 @@ fn read_word(vcpu: &Vcpu, gpa: Gpa) -> Result<[u8; 8], Inaccessible> {
 }
 
 /// A page of L1's memory, to which the host has access as long as this lives.
+pub struct MappedPage<'a> {
+    vcpu: &'a Vcpu,
+    held: Held,
+}
+
+/// What keeps a page accessible.
 ///
 /// # Invariants
 ///
-/// `map` was filled by `kvm_vcpu_map()` for `vcpu`, and not unmapped yet.
-pub struct MappedPage<'a> {
-    vcpu: &'a Vcpu,
-    map: bindings::kvm_host_map,
+/// A map was filled by `kvm_vcpu_map()` for the vCPU, and not unmapped yet. A cache is locked for
+/// reading since it was found to be valid, and has its page at the address.
+enum Held {
+    Map(bindings::kvm_host_map),
+    Cache {
+        cache: *mut bindings::gfn_to_pfn_cache,
+        page: NonNull<u8>,
+    },
 }
 
 impl<'a> MappedPage<'a> {
@@ -104,21 +114,56 @@ impl<'a> MappedPage<'a> {
             return Err(Inaccessible);
         }
         // INVARIANT: The map is filled.
-        Ok(Self { vcpu, map })
+        Ok(Self {
+            vcpu,
+            held: Held::Map(map),
+        })
+    }
+
+    /// Takes over a page that is locked.
+    ///
+    /// # Safety
+    ///
+    /// `cache` must be a valid one of `vcpu`'s VM that is locked for reading, `page` its page, and
+    /// the cache must live for `'a`.
+    pub(crate) unsafe fn from_locked(
+        vcpu: &'a Vcpu,
+        cache: *mut bindings::gfn_to_pfn_cache,
+        page: NonNull<u8>,
+    ) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self {
+            vcpu,
+            held: Held::Cache { cache, page },
+        }
     }
 
     /// Returns the page.
+    #[inline]
     pub fn page(&mut self) -> SharedPage<'_> {
-        // SAFETY: By the type invariants the page is mapped, and it stays so as long as `self` is
-        // borrowed.
-        unsafe { SharedPage::from_raw(self.map.hva.cast()) }
+        let base = match &self.held {
+            Held::Map(map) => map.hva.cast(),
+            Held::Cache { page, .. } => page.as_ptr(),
+        };
+
+        // SAFETY: By the invariants of `Held` the page is mapped, and it stays so as long as `self`
+        // is borrowed.
+        unsafe { SharedPage::from_raw(base) }
     }
 }
 
 impl Drop for MappedPage<'_> {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariants.
-        unsafe { bindings::kvm_vcpu_unmap(self.vcpu.as_ptr(), &raw mut self.map) }
+        let vcpu = self.vcpu.as_ptr();
+
+        // SAFETY: By the invariants of `Held`, and of `Vcpu`.
+        unsafe {
+            match &mut self.held {
+                Held::Map(map) => bindings::kvm_vcpu_unmap(vcpu, map),
+                Held::Cache { cache, .. } => bindings::nested_helper_unlock_page(vcpu, *cache),
+            }
+        }
     }
 }
 

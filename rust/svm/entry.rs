@@ -24,7 +24,6 @@ use kernel::{
 };
 use kvm::{
     bindings,
-    MappedPage,
     RunPending,
     SharedPage, //
 };
@@ -133,14 +132,16 @@ fn load_vmcb12<'a>(
     svm: &mut SvmVcpu,
     vmcb12: Gpa,
 ) -> Result<Result<Checked12<'a>, Invalid>, Inaccessible> {
-    // SAFETY: `svm` is a vCPU that fulfils the invariants; the page is not part of it.
-    let vcpu = unsafe { kvm::Vcpu::from_raw(svm.as_ptr()) };
-    let mut map = MappedPage::new(vcpu, vmcb12)?;
+    // SAFETY: It is dropped below.
+    let mut map = unsafe { svm.map_page(vmcb12)? };
     let mut page = map.page();
     let checked = take_snapshot(svm, &page);
 
     if checked.is_err() {
         nested::svm::exit::refuse(&mut page);
+    }
+    drop(map);
+    if checked.is_err() {
         svm.set_gif(Gif::Clear);
     }
     Ok(checked)
