@@ -14,7 +14,8 @@ pub mod vcpu;
 
 pub use memory::{
     MappedPage,
-    SharedPage, //
+    SharedPage,
+    Window, //
 };
 pub use page_cache::PageCache;
 pub use preemption::Preemption;

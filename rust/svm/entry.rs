@@ -25,7 +25,8 @@ use kernel::{
 use kvm::{
     bindings,
     RunPending,
-    SharedPage, //
+    SharedPage,
+    Window, //
 };
 use nested::{
     address::Gpa,
@@ -367,9 +368,8 @@ fn load_pat(svm: &mut SvmVcpu, control12: &Control12, save12: &Save12, previous:
 ///
 /// Without an intercept of MSRs by L1, it is that of L1 itself.
 pub(crate) fn merge_permission_maps(svm: &mut SvmVcpu) -> Result<(), Inaccessible> {
-    let control12 = *svm.control12();
-    let unchanged =
-        control12.msr_map_is_unchanged(svm.cpu()) && !svm.fields().nested.force_msr_bitmap_recalc;
+    let control12 = svm.control12();
+    let unchanged = control12.msr_map_is_unchanged(svm.cpu()) && !svm.recalculates_msr_map();
 
     if !unchanged {
         if !control12
@@ -378,10 +378,12 @@ pub(crate) fn merge_permission_maps(svm: &mut SvmVcpu) -> Result<(), Inaccessibl
         {
             return Ok(());
         }
-        // SAFETY: `svm` is a vCPU that fulfils the invariants; the maps are not part of it.
-        let vcpu = unsafe { kvm::Vcpu::from_raw(svm.as_ptr()) };
+        let base = control12.msrpm_base_pa;
+        // SAFETY: `svm` is a vCPU that fulfils the invariants; the maps are not part of it. The
+        // window is dropped below.
+        let memory = unsafe { Window::new(kvm::Vcpu::from_raw(svm.as_ptr())) };
         let (map02, map01) = svm.msr_maps();
-        merge_msr_map(map02, map01, control12.msrpm_base_pa, vcpu)?;
+        merge_msr_map(map02, map01, base, &memory)?;
         svm.fields().nested.force_msr_bitmap_recalc = false;
     }
     let address = svm.msr_map_address();

@@ -12,9 +12,12 @@ use crate::{
         SvmVcpu, //
     }, //
 };
-use core::mem::{
-    offset_of,
-    size_of, //
+use core::{
+    mem::{
+        offset_of,
+        size_of, //
+    },
+    ptr::NonNull, //
 };
 use kernel::{
     ffi::c_int,
@@ -174,7 +177,7 @@ impl Buffer {
 
     fn page(&mut self) -> SharedPage<'_> {
         // SAFETY: The buffer has the size of a page, and lives as long as the borrow.
-        unsafe { SharedPage::from_raw(self.0.as_mut_ptr().cast()) }
+        unsafe { SharedPage::from_raw(NonNull::from(&mut *self.0).cast()) }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

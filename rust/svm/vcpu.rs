@@ -193,6 +193,13 @@ impl SvmVcpu {
         }
     }
 
+    /// Returns whether the MSR permission map of L2 is out of date, whatever L1 says.
+    #[inline]
+    pub(crate) fn recalculates_msr_map(&self) -> bool {
+        // SAFETY: By the type invariants the vCPU is valid.
+        unsafe { (*self.raw()).nested.force_msr_bitmap_recalc }
+    }
+
     /// Makes the vCPU run with vmcb01, and with the ASID that it had then.
     pub(crate) fn switch_to_vmcb01(&mut self) {
         let vmcb01 = &raw mut self.fields().vmcb01;
