@@ -111,9 +111,10 @@ const MERGED_WORDS: ([u16; PASSED_THROUGH.len()], usize) = {
 
 /// Returns the indices of the words that are merged, each once, in ascending order.
 fn merged_words() -> impl Iterator<Item = u16> {
-    let (words, count) = MERGED_WORDS;
-
-    words.into_iter().take(count)
+    const { &MERGED_WORDS.0 }
+        .iter()
+        .copied()
+        .take(MERGED_WORDS.1)
 }
 
 /// Merges the map of L1 at `base` with that of L0 into the one that L2 runs with.

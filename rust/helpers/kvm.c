@@ -141,20 +141,54 @@ bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4)
 
 /* cpuid.h */
 
+/* Returns the address in user space of a page of guest memory, or 0. */
+unsigned long nested_helper_guest_page(struct kvm_vcpu *vcpu, gpa_t gpa)
+{
+	gfn_t gfn = gpa_to_gfn(gpa);
+	struct kvm_memory_slot *slot = __gfn_to_memslot(kvm_vcpu_memslots(vcpu), gfn);
+
+	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
+		return 0;
+	return __gfn_to_hva_memslot(slot, gfn);
+}
+
+int nested_helper_read_user_u64(unsigned long address, u64 *value)
+{
+	return __get_user(*value, (u64 __user *)address);
+}
+
 /*
  * Reads 8 bytes of guest memory that are in one page. Without the calls of
  * kvm_vcpu_read_guest(), which is made for more than that.
  */
 int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value)
 {
-	gfn_t gfn = gpa_to_gfn(gpa);
-	struct kvm_memory_slot *slot = __gfn_to_memslot(kvm_vcpu_memslots(vcpu), gfn);
-	unsigned long hva;
+	unsigned long page = nested_helper_guest_page(vcpu, gpa);
 
-	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
+	if (!page)
 		return -EFAULT;
-	hva = __gfn_to_hva_memslot(slot, gfn) + offset_in_page(gpa);
-	return __get_user(*value, (u64 __user *)hva);
+	return nested_helper_read_user_u64(page + offset_in_page(gpa), value);
+}
+
+/*
+ * Returns the page of a cache, which is locked then, or NULL if the page is no
+ * longer what it was.
+ */
+void *nested_helper_lock_page(struct gfn_to_pfn_cache *cache)
+{
+	read_lock(&cache->lock);
+	if (kvm_gpc_check(cache, PAGE_SIZE))
+		return cache->khva;
+	read_unlock(&cache->lock);
+	return NULL;
+}
+
+/* Who copies the guest's memory has to copy the page again, as it may have been written to. */
+void nested_helper_unlock_page(struct kvm_vcpu *vcpu, struct gfn_to_pfn_cache *cache)
+{
+	if (kvm_slot_dirty_track_enabled(cache->memslot))
+		kvm_vcpu_mark_page_dirty(vcpu, gpa_to_gfn(cache->gpa));
+	read_unlock(&cache->lock);
 }
 
 /*

@@ -7,14 +7,17 @@
 
 pub mod bindings;
 pub mod memory;
+pub mod page_cache;
 pub mod preemption;
 pub mod stats;
 pub mod vcpu;
 
 pub use memory::{
     MappedPage,
-    SharedPage, //
+    SharedPage,
+    Window, //
 };
+pub use page_cache::PageCache;
 pub use preemption::Preemption;
 pub use stats::{
     StatsRoot,

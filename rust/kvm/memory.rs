@@ -7,10 +7,12 @@ use crate::{
     Vcpu, //
 };
 use core::{
+    cell::Cell,
     marker::PhantomData,
     mem::size_of,
     ptr::NonNull, //
 };
+use kernel::ffi::c_ulong;
 use nested::{
     address::{
         Gpa,
@@ -81,14 +83,93 @@ fn read_word(vcpu: &Vcpu, gpa: Gpa) -> Result<[u8; 8], Inaccessible> {
     }
 }
 
+/// L1's memory, for several accesses to words of the same page: it is looked up once.
+pub struct Window<'a> {
+    vcpu: &'a Vcpu,
+    /// The page that was accessed last, and its address in user space.
+    page: Cell<Option<(Gpa, c_ulong)>>,
+}
+
+impl<'a> Window<'a> {
+    /// Returns the memory of `vcpu`, for one op: the next one looks up the page again.
+    ///
+    /// # Safety
+    ///
+    /// It must be dropped before the op returns.
+    pub unsafe fn new(vcpu: &'a Vcpu) -> Self {
+        Self {
+            vcpu,
+            page: Cell::new(None),
+        }
+    }
+
+    /// Returns the address in user space of the page at `gpa`.
+    #[inline]
+    fn address(&self, gpa: Gpa) -> Result<c_ulong, Inaccessible> {
+        if let Some((page, address)) = self.page.get() {
+            if page == gpa {
+                return Ok(address);
+            }
+        }
+        // SAFETY: By the invariants of `Vcpu`, the callers protect memory slots by SRCU.
+        let address =
+            unsafe { bindings::nested_helper_guest_page(self.vcpu.as_ptr(), gpa.into_raw()) };
+
+        if address == 0 {
+            return Err(Inaccessible);
+        }
+        self.page.set(Some((gpa, address)));
+        Ok(address)
+    }
+}
+
+impl GuestMemory for Window<'_> {
+    #[inline]
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Inaccessible> {
+        let offset = gpa.into_raw() % PAGE_SIZE;
+        let word = match <&mut [u8; 8]>::try_from(&mut *bytes) {
+            Ok(word) if offset <= PAGE_SIZE - size_of::<u64>() as u64 => word,
+            _ => return self.vcpu.read(gpa, bytes),
+        };
+        let address = self.address(gpa.page())?.wrapping_add(offset as usize);
+        let mut value = 0;
+
+        // SAFETY: By the requirements of `new()` the memory slot is still the one that the address
+        // is of. Reading fails if there is nothing.
+        match unsafe { bindings::nested_helper_read_user_u64(address, &raw mut value) } {
+            0 => {
+                *word = value.to_ne_bytes();
+                Ok(())
+            }
+            _ => Err(Inaccessible),
+        }
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Inaccessible> {
+        self.vcpu.write(gpa, bytes)
+    }
+}
+
 /// A page of L1's memory, to which the host has access as long as this lives.
 ///
 /// # Invariants
 ///
-/// `map` was filled by `kvm_vcpu_map()` for `vcpu`, and not unmapped yet.
+/// `page` is the address of the page that `held` stands for.
 pub struct MappedPage<'a> {
     vcpu: &'a Vcpu,
-    map: bindings::kvm_host_map,
+    held: Held,
+    page: NonNull<u8>,
+}
+
+/// What keeps a page accessible.
+///
+/// # Invariants
+///
+/// A map was filled by `kvm_vcpu_map()` for the vCPU, and not unmapped yet. A cache is locked for
+/// reading since it was found to be valid.
+enum Held {
+    Map(bindings::kvm_host_map),
+    Cache(*mut bindings::gfn_to_pfn_cache),
 }
 
 impl<'a> MappedPage<'a> {
@@ -103,22 +184,54 @@ impl<'a> MappedPage<'a> {
         if result != 0 {
             return Err(Inaccessible);
         }
-        // INVARIANT: The map is filled.
-        Ok(Self { vcpu, map })
+        // INVARIANT: The map is filled, thus has an address.
+        Ok(Self {
+            vcpu,
+            page: NonNull::new(map.hva.cast()).ok_or(Inaccessible)?,
+            held: Held::Map(map),
+        })
+    }
+
+    /// Takes over a page that is locked.
+    ///
+    /// # Safety
+    ///
+    /// `cache` must be a valid one of `vcpu`'s VM that is locked for reading, `page` its page, and
+    /// the cache must live for `'a`.
+    pub(crate) unsafe fn from_locked(
+        vcpu: &'a Vcpu,
+        cache: *mut bindings::gfn_to_pfn_cache,
+        page: NonNull<u8>,
+    ) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self {
+            vcpu,
+            held: Held::Cache(cache),
+            page,
+        }
     }
 
     /// Returns the page.
+    #[inline]
     pub fn page(&mut self) -> SharedPage<'_> {
         // SAFETY: By the type invariants the page is mapped, and it stays so as long as `self` is
         // borrowed.
-        unsafe { SharedPage::from_raw(self.map.hva.cast()) }
+        unsafe { SharedPage::from_raw(self.page) }
     }
 }
 
 impl Drop for MappedPage<'_> {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariants.
-        unsafe { bindings::kvm_vcpu_unmap(self.vcpu.as_ptr(), &raw mut self.map) }
+        let vcpu = self.vcpu.as_ptr();
+
+        // SAFETY: By the invariants of `Held`, and of `Vcpu`.
+        unsafe {
+            match &mut self.held {
+                Held::Map(map) => bindings::kvm_vcpu_unmap(vcpu, map),
+                Held::Cache(cache) => bindings::nested_helper_unlock_page(vcpu, *cache),
+            }
+        }
     }
 }
 
@@ -126,9 +239,9 @@ impl Drop for MappedPage<'_> {
 ///
 /// # Invariants
 ///
-/// `base` is the address of a page that is mapped during `'a`, or null: then it reads as zeroes.
+/// `base` is the address of a page that is mapped during `'a`.
 pub struct SharedPage<'a> {
-    base: *mut u8,
+    base: NonNull<u8>,
     page: PhantomData<&'a mut [u8; 4096]>,
 }
 
@@ -139,8 +252,8 @@ impl SharedPage<'_> {
     ///
     /// # Safety
     ///
-    /// `base` must be null, or the address of a page that is mapped as long as the value lives.
-    pub unsafe fn from_raw(base: *mut u8) -> Self {
+    /// `base` must be the address of a page that is mapped as long as the value lives.
+    pub unsafe fn from_raw(base: NonNull<u8>) -> Self {
         // INVARIANT: By the requirements of this function.
         Self {
             base,
@@ -154,7 +267,8 @@ impl SharedPage<'_> {
         let size = size_of::<T>();
 
         if offset % size == 0 && offset <= Self::SIZE - size {
-            NonNull::new(self.base.wrapping_add(offset).cast()).filter(|_| !self.base.is_null())
+            // SAFETY: By the type invariants, the result is in the page.
+            Some(unsafe { self.base.add(offset) }.cast())
         } else {
             None
         }

@@ -8,7 +8,6 @@
 //! [`AddressSpaces`].
 
 use crate::vcpu::SvmVcpu;
-use kernel::prelude::*;
 use kvm::bindings;
 use nested::svm::{
     asid::{
@@ -29,12 +28,9 @@ use nested::svm::{
 /// Asks kvm-amd to assign an ASID.
 const UNASSIGNED: u64 = 0;
 
-/// Allocates the address spaces of a vCPU.
-pub(crate) fn allocate() -> Result<KBox<AddressSpaces>> {
-    Ok(KBox::new(
-        AddressSpaces::new(flush_by_asid()),
-        GFP_KERNEL_ACCOUNT,
-    )?)
+/// Returns the address spaces of a new vCPU.
+pub(crate) fn new() -> AddressSpaces {
+    AddressSpaces::new(flush_by_asid())
 }
 
 fn flush_by_asid() -> FlushByAsid {

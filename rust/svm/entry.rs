@@ -24,9 +24,9 @@ use kernel::{
 };
 use kvm::{
     bindings,
-    MappedPage,
     RunPending,
-    SharedPage, //
+    SharedPage,
+    Window, //
 };
 use nested::{
     address::Gpa,
@@ -133,14 +133,16 @@ fn load_vmcb12<'a>(
     svm: &mut SvmVcpu,
     vmcb12: Gpa,
 ) -> Result<Result<Checked12<'a>, Invalid>, Inaccessible> {
-    // SAFETY: `svm` is a vCPU that fulfils the invariants; the page is not part of it.
-    let vcpu = unsafe { kvm::Vcpu::from_raw(svm.as_ptr()) };
-    let mut map = MappedPage::new(vcpu, vmcb12)?;
+    // SAFETY: It is dropped below.
+    let mut map = unsafe { svm.map_page(vmcb12)? };
     let mut page = map.page();
     let checked = take_snapshot(svm, &page);
 
     if checked.is_err() {
         nested::svm::exit::refuse(&mut page);
+    }
+    drop(map);
+    if checked.is_err() {
         svm.set_gif(Gif::Clear);
     }
     Ok(checked)
@@ -366,9 +368,8 @@ fn load_pat(svm: &mut SvmVcpu, control12: &Control12, save12: &Save12, previous:
 ///
 /// Without an intercept of MSRs by L1, it is that of L1 itself.
 pub(crate) fn merge_permission_maps(svm: &mut SvmVcpu) -> Result<(), Inaccessible> {
-    let control12 = *svm.control12();
-    let unchanged =
-        control12.msr_map_is_unchanged(svm.cpu()) && !svm.fields().nested.force_msr_bitmap_recalc;
+    let control12 = svm.control12();
+    let unchanged = control12.msr_map_is_unchanged(svm.cpu()) && !svm.recalculates_msr_map();
 
     if !unchanged {
         if !control12
@@ -377,10 +378,12 @@ pub(crate) fn merge_permission_maps(svm: &mut SvmVcpu) -> Result<(), Inaccessibl
         {
             return Ok(());
         }
-        // SAFETY: `svm` is a vCPU that fulfils the invariants; the maps are not part of it.
-        let vcpu = unsafe { kvm::Vcpu::from_raw(svm.as_ptr()) };
+        let base = control12.msrpm_base_pa;
+        // SAFETY: `svm` is a vCPU that fulfils the invariants; the maps are not part of it. The
+        // window is dropped below.
+        let memory = unsafe { Window::new(kvm::Vcpu::from_raw(svm.as_ptr())) };
         let (map02, map01) = svm.msr_maps();
-        merge_msr_map(map02, map01, control12.msrpm_base_pa, vcpu)?;
+        merge_msr_map(map02, map01, base, &memory)?;
         svm.fields().nested.force_msr_bitmap_recalc = false;
     }
     let address = svm.msr_map_address();

@@ -19,7 +19,6 @@ use crate::{
 };
 use kvm::{
     bindings,
-    MappedPage,
     RunPending,
     Vcpu, //
 };
@@ -202,13 +201,11 @@ pub(crate) fn reflect(svm: &mut SvmVcpu) {
 /// Writes the state of L2 to vmcb12.
 fn save_state(svm: &mut SvmVcpu) -> Result<(), Inaccessible> {
     let vmcb12 = Gpa::from_raw(svm.fields().nested.vmcb12_gpa);
-    // SAFETY: `svm` is a vCPU that fulfils the invariants; the page is not part of it.
-    let vcpu = unsafe { Vcpu::from_raw(svm.as_ptr()) };
-    let mut map = MappedPage::new(vcpu, vmcb12)?;
     let registers = registers(svm);
     let pending = pending_event(svm);
-    let control12 = *svm.control12();
-    let pat = svm.pat(&control12);
+    let pat = svm.pat(svm.control12());
+    // SAFETY: It is dropped when this function returns.
+    let mut map = unsafe { svm.map_page(vmcb12)? };
     let parts = svm.parts();
 
     let reported = save_to_vmcb12(

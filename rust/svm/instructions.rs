@@ -10,10 +10,7 @@ use crate::{
     }, //
 };
 use kernel::ffi::c_int;
-use kvm::{
-    bindings,
-    MappedPage, //
-};
+use kvm::bindings;
 use nested::{
     address::Gpa,
     svm::{
@@ -62,13 +59,11 @@ pub(crate) fn transfer(svm: &mut SvmVcpu, transfer: Transfer) -> c_int {
         svm.raise_general_protection();
         return RESUME;
     }
-    // SAFETY: `svm` is a vCPU that fulfils the invariants; the page is not part of it.
-    let vcpu = unsafe { kvm::Vcpu::from_raw(svm.as_ptr()) };
-    let Ok(mut map) = MappedPage::new(vcpu, vmcb) else {
+    // SAFETY: It is dropped below.
+    let Ok(mut map) = (unsafe { svm.map_page(vmcb) }) else {
         return svm.report_inaccessible_memory();
     };
 
-    let result = svm.skip_instruction();
     // KVM runs either guest with the state that is in vmcb01.
     match transfer {
         Transfer::Load => {
@@ -80,7 +75,8 @@ pub(crate) fn transfer(svm: &mut SvmVcpu, transfer: Transfer) -> c_int {
         }
         Transfer::Save => vmload::save(&svm.vmcb01().0.save, &mut map.page()),
     }
-    result
+    drop(map);
+    svm.skip_instruction()
 }
 
 /// Executes STGI or CLGI.

@@ -18,6 +18,7 @@ use crate::{
         SvmVcpu, //
     }, //
 };
+use core::ptr::NonNull;
 use kernel::{
     error::from_result,
     ffi::c_int,
@@ -265,6 +266,9 @@ unsafe extern "C" fn leave_smm(
     vmcb12: u64,
     page: *mut bindings::vmcb,
 ) -> c_int {
+    let Some(page) = NonNull::new(page) else {
+        return 1;
+    };
     // SAFETY: By the requirements of this function.
     let (svm, page) = unsafe { (SvmVcpu::from_vcpu(vcpu), SharedPage::from_raw(page.cast())) };
 

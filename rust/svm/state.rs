@@ -8,12 +8,16 @@ use crate::{
     exit,
     vcpu::{
         Gif,
+        Private,
         SvmVcpu, //
     }, //
 };
-use core::mem::{
-    offset_of,
-    size_of, //
+use core::{
+    mem::{
+        offset_of,
+        size_of, //
+    },
+    ptr::NonNull, //
 };
 use kernel::{
     ffi::c_int,
@@ -26,13 +30,13 @@ use kernel::{
 };
 use kvm::{
     bindings,
+    PageCache,
     RunPending,
     SharedPage, //
 };
 use nested::{
     address::Gpa,
     svm::{
-        asid::AddressSpaces,
         bits::register::{
             CR0_CD,
             CR0_NW,
@@ -55,11 +59,17 @@ const INVALID_GPA: u64 = u64::MAX;
 
 /// Allocates vmcb02 and the MSR permission map of L2, unless they are there.
 pub(crate) fn allocate(svm: &mut SvmVcpu) -> Result {
-    let nested = &mut svm.fields().nested;
-    if nested.initialized {
+    if svm.fields().nested.initialized {
         return Ok(());
     }
 
+    let private = KBox::new(
+        Private {
+            address_spaces: address_space::new(),
+            pages: PageCache::new(svm)?,
+        },
+        GFP_KERNEL_ACCOUNT,
+    )?;
     let mut address = 0;
     // SAFETY: Writes the physical address of the page.
     let vmcb02 = unsafe { bindings::nested_helper_svm_alloc_vmcb(&raw mut address) };
@@ -74,16 +84,8 @@ pub(crate) fn allocate(svm: &mut SvmVcpu) -> Result {
         return Err(ENOMEM);
     }
 
-    let Ok(spaces) = address_space::allocate() else {
-        // SAFETY: Both were allocated above, and nothing refers to them.
-        unsafe {
-            bindings::nested_helper_svm_free_msr_map(map);
-            bindings::nested_helper_svm_free_vmcb(vmcb02);
-        }
-        return Err(ENOMEM);
-    };
-
-    nested.provider_data = KBox::into_raw(spaces).cast();
+    let nested = &mut svm.fields().nested;
+    nested.provider_data = KBox::into_raw(private).cast();
     nested.vmcb02.ptr = vmcb02;
     nested.vmcb02.pa = address;
     nested.vmcb02.cpu = -1;
@@ -106,7 +108,7 @@ pub(crate) fn free(svm: &mut SvmVcpu) {
     let nested = &mut svm.fields().nested;
     // SAFETY: All were allocated by `allocate()`, and the vCPU runs with vmcb01.
     unsafe {
-        drop(KBox::<AddressSpaces>::from_raw(nested.provider_data.cast()));
+        drop(KBox::<Private>::from_raw(nested.provider_data.cast()));
         bindings::nested_helper_svm_free_msr_map(nested.msrpm);
         bindings::nested_helper_svm_free_vmcb(nested.vmcb02.ptr);
     }
@@ -175,7 +177,7 @@ impl Buffer {
 
     fn page(&mut self) -> SharedPage<'_> {
         // SAFETY: The buffer has the size of a page, and lives as long as the borrow.
-        unsafe { SharedPage::from_raw(self.0.as_mut_ptr().cast()) }
+        unsafe { SharedPage::from_raw(NonNull::from(&mut *self.0).cast()) }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

@@ -14,11 +14,14 @@ use core::{
 use kernel::types::Opaque;
 use kvm::{
     bindings,
+    MappedPage,
+    PageCache,
     Vcpu,
     VmStats, //
 };
 use nested::{
     address::Gpa,
+    memory::Inaccessible,
     svm::{
         asid::AddressSpaces,
         check::Pat,
@@ -40,9 +43,17 @@ use nested::{
 /// # Invariants
 ///
 /// As those of [`Vcpu`]. In addition EFER.SVME has been set: vmcb02, its permission map and
-/// [`AddressSpaces`] as the provider's data are there, unless an op says otherwise.
+/// [`Private`] as the provider's data are there, unless an op says otherwise.
 #[repr(transparent)]
 pub(crate) struct SvmVcpu(Opaque<bindings::vcpu_svm>);
+
+/// What the module keeps of a vCPU's nested state.
+pub(crate) struct Private {
+    /// The address spaces of L2.
+    pub(crate) address_spaces: AddressSpaces,
+    /// The VMCBs that L1 uses.
+    pub(crate) pages: PageCache,
+}
 
 /// What kvm-amd keeps of a vCPU's nested state, borrowed at the same time.
 pub(crate) struct Parts<'a> {
@@ -182,6 +193,13 @@ impl SvmVcpu {
         }
     }
 
+    /// Returns whether the MSR permission map of L2 is out of date, whatever L1 says.
+    #[inline]
+    pub(crate) fn recalculates_msr_map(&self) -> bool {
+        // SAFETY: By the type invariants the vCPU is valid.
+        unsafe { (*self.raw()).nested.force_msr_bitmap_recalc }
+    }
+
     /// Makes the vCPU run with vmcb01, and with the ASID that it had then.
     pub(crate) fn switch_to_vmcb01(&mut self) {
         let vmcb01 = &raw mut self.fields().vmcb01;
@@ -199,11 +217,34 @@ impl SvmVcpu {
         core::ptr::eq(svm.current_vmcb, &svm.nested.vmcb02)
     }
 
+    /// Returns what the module keeps.
+    #[inline]
+    fn private(&mut self) -> *mut Private {
+        self.fields().nested.provider_data.cast()
+    }
+
     /// Returns the address spaces of L2.
     #[inline]
     pub(crate) fn address_spaces(&mut self) -> &mut AddressSpaces {
-        // SAFETY: By the type invariants it is there; nothing else refers to it.
-        unsafe { &mut *self.fields().nested.provider_data.cast() }
+        let private = self.private();
+
+        // SAFETY: By the type invariants it is there; nothing else refers to this part.
+        unsafe { &mut (*private).address_spaces }
+    }
+
+    /// Gives access to a page of L1's memory that is used often. Until it is dropped nothing may
+    /// sleep.
+    ///
+    /// # Safety
+    ///
+    /// The page must be dropped before the op returns, and before another one is mapped.
+    #[inline]
+    pub(crate) unsafe fn map_page<'a>(&mut self, gpa: Gpa) -> Result<MappedPage<'a>, Inaccessible> {
+        let private = self.private();
+
+        // SAFETY: By the type invariants it is there, as is the vCPU; by the requirements of this
+        // function nothing else refers to this part, which is no part of `self`.
+        unsafe { (*private).pages.map(Vcpu::from_raw(self.as_ptr()), gpa) }
     }
 
     /// Makes the vCPU run with vmcb02.
