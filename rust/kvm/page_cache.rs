@@ -55,7 +55,7 @@ impl PageCache {
     /// `ENOMEM` if memory is short.
     pub fn new(vcpu: &Vcpu) -> Result<Self> {
         let entries = KBox::new(
-            [const { () }; PAGES].map(|()| Entry {
+            [(); PAGES].map(|()| Entry {
                 gpa: None,
                 cache: Opaque::new(bindings::gfn_to_pfn_cache::default()),
             }),
