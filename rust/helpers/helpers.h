@@ -49,7 +49,6 @@ u64 nested_helper_read_pdptr(struct kvm_vcpu *vcpu, int index);
 bool nested_helper_is_64_bit_mode(struct kvm_vcpu *vcpu);
 void nested_helper_reload_pdptrs(struct kvm_vcpu *vcpu);
 bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4);
-int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value);
 unsigned long nested_helper_guest_page(struct kvm_vcpu *vcpu, gpa_t gpa);
 int nested_helper_read_user_u64(unsigned long address, u64 *value);
 void *nested_helper_lock_page(struct gfn_to_pfn_cache *cache);

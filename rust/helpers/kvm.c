@@ -139,7 +139,7 @@ bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4)
 	return __kvm_is_valid_cr4(vcpu, cr4);
 }
 
-/* cpuid.h */
+/* kvm_host.h */
 
 /* Returns the address in user space of a page of guest memory, or 0. */
 unsigned long nested_helper_guest_page(struct kvm_vcpu *vcpu, gpa_t gpa)
@@ -155,19 +155,6 @@ unsigned long nested_helper_guest_page(struct kvm_vcpu *vcpu, gpa_t gpa)
 int nested_helper_read_user_u64(unsigned long address, u64 *value)
 {
 	return __get_user(*value, (u64 __user *)address);
-}
-
-/*
- * Reads 8 bytes of guest memory that are in one page. Without the calls of
- * kvm_vcpu_read_guest(), which is made for more than that.
- */
-int nested_helper_read_guest_u64(struct kvm_vcpu *vcpu, gpa_t gpa, u64 *value)
-{
-	unsigned long page = nested_helper_guest_page(vcpu, gpa);
-
-	if (!page)
-		return -EFAULT;
-	return nested_helper_read_user_u64(page + offset_in_page(gpa), value);
 }
 
 /*
@@ -209,6 +196,8 @@ bool nested_helper_memory_epoch(struct kvm_vcpu *vcpu, u64 *sequence, u64 *gener
 	smp_rmb();
 	return true;
 }
+
+/* cpuid.h */
 
 bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa)
 {

@@ -27,11 +27,9 @@ use nested::{
 
 impl GuestMemory for Vcpu {
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Inaccessible> {
-        if let Ok(word) = <&mut [u8; 8]>::try_from(&mut *bytes) {
-            if gpa.into_raw() % PAGE_SIZE <= PAGE_SIZE - word.len() as u64 {
-                *word = read_word(self, gpa)?;
-                return Ok(());
-            }
+        if is_word(gpa, bytes) {
+            // SAFETY: It is dropped at once.
+            return unsafe { Window::new(self) }.read(gpa, bytes);
         }
         // SAFETY: By the invariants of `Vcpu`; the buffer has the length given.
         let result = unsafe {
@@ -69,18 +67,13 @@ impl GuestMemory for Vcpu {
     }
 }
 
-/// Reads 8 bytes that are in one page.
-fn read_word(vcpu: &Vcpu, gpa: Gpa) -> Result<[u8; 8], Inaccessible> {
-    let mut word = 0;
+/// Returns whether an access is one to 8 bytes that are in one page, which need less than what
+/// `kvm_vcpu_read_guest()` is made for.
+#[inline]
+fn is_word(gpa: Gpa, bytes: &[u8]) -> bool {
+    const WORD: u64 = size_of::<u64>() as u64;
 
-    // SAFETY: By the invariants of `Vcpu`, the callers protect memory slots by SRCU.
-    let result = unsafe {
-        bindings::nested_helper_read_guest_u64(vcpu.as_ptr(), gpa.into_raw(), &raw mut word)
-    };
-    match result {
-        0 => Ok(word.to_ne_bytes()),
-        _ => Err(Inaccessible),
-    }
+    bytes.len() as u64 == WORD && gpa.into_raw() % PAGE_SIZE <= PAGE_SIZE - WORD
 }
 
 /// L1's memory, for several accesses to words of the same page: it is looked up once.
@@ -126,11 +119,10 @@ impl<'a> Window<'a> {
 impl GuestMemory for Window<'_> {
     #[inline]
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Inaccessible> {
+        if !is_word(gpa, bytes) {
+            return self.vcpu.read(gpa, bytes);
+        }
         let offset = gpa.into_raw() % PAGE_SIZE;
-        let word = match <&mut [u8; 8]>::try_from(&mut *bytes) {
-            Ok(word) if offset <= PAGE_SIZE - size_of::<u64>() as u64 => word,
-            _ => return self.vcpu.read(gpa, bytes),
-        };
         let address = self.address(gpa.page())?.wrapping_add(offset as usize);
         let mut value = 0;
 
@@ -138,7 +130,9 @@ impl GuestMemory for Window<'_> {
         // is of. Reading fails if there is nothing.
         match unsafe { bindings::nested_helper_read_user_u64(address, &raw mut value) } {
             0 => {
-                *word = value.to_ne_bytes();
+                for (to, from) in bytes.iter_mut().zip(value.to_ne_bytes()) {
+                    *to = from;
+                }
                 Ok(())
             }
             _ => Err(Inaccessible),
