@@ -81,20 +81,7 @@ fn list(vendor: Vendor) -> Vec<Test> {
 
 /// Returns the script that runs the programs one after the other.
 fn commands(tests: &[Test]) -> String {
-    let mut script = String::new();
-    for Test {
-        name,
-        program,
-        arguments,
-    } in tests
-    {
-        script.push_str(&format!(
-            "say 'test: {name} begin'\n\
-             {{ timeout -k 5 {TIME_LIMIT} /lab/selftests/{program} {arguments} </dev/null; \
-             echo $? >/tmp/status.test; }} 2>&1 | relay\n\
-             say \"test: {name} end status=$(cat /tmp/status.test)\"\n"
-        ));
-    }
+    let mut script: String = tests.iter().map(|test| test.script(TIME_LIMIT)).collect();
     script.push_str("true\n");
     script
 }

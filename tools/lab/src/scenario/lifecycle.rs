@@ -15,6 +15,7 @@ use crate::options::checkout;
 use crate::tap::Verdict;
 use crate::{command, host, step};
 
+use super::selftests::Test;
 use super::{Bench, vendor_name};
 
 /// The test program.
@@ -57,13 +58,12 @@ pub fn build_program(cache: &Cache, program: &str) -> Result<PathBuf> {
 
 /// Returns the script that runs the program; the modules and their parameters are its arguments.
 fn commands(vendor: &str, kernel: &str, parameters: &str) -> String {
-    format!(
-        "say 'test: {PROGRAM} begin'\n\
-         {{ timeout -k 5 {TIME_LIMIT} /lab/selftests/{PROGRAM} {vendor} {kernel} {DIRECTORY} \
-         {parameters} </dev/null; echo $? >/tmp/status.test; }} 2>&1 | relay\n\
-         status=$(cat /tmp/status.test)\n\
-         say \"test: {PROGRAM} end status=$status\"\n"
-    )
+    let test = Test {
+        name: PROGRAM.into(),
+        program: PROGRAM.into(),
+        arguments: format!("{vendor} {kernel} {DIRECTORY} {parameters}"),
+    };
+    test.script(TIME_LIMIT)
 }
 
 /// Returns the least number of CPUs for what threads do at the same time: VMs are created on one

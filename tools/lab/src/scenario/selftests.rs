@@ -91,6 +91,25 @@ pub struct Test {
     pub arguments: String,
 }
 
+impl Test {
+    /// Returns the part of a script that runs it, for `time_limit` seconds of the guest at most.
+    pub fn script(&self, time_limit: u32) -> String {
+        let Self {
+            name,
+            program,
+            arguments,
+        } = self;
+        // The marker goes past the pipe: it is on the console before the test can stop the
+        // machine. The pipe is empty when the shell goes on.
+        format!(
+            "say 'test: {name} begin'\n\
+             {{ timeout -k 5 {time_limit} /lab/selftests/{program} {arguments} </dev/null; \
+             echo $? >/tmp/status.test; }} 2>&1 | relay\n\
+             say \"test: {name} end status=$(cat /tmp/status.test)\"\n"
+        )
+    }
+}
+
 /// Returns the tests of a build, by name.
 pub fn list(dir: &Path) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
@@ -131,14 +150,10 @@ pub fn list(dir: &Path) -> Result<Vec<Test>> {
 fn commands(tests: &[Test], engine: Engine, vendor: Vendor) -> String {
     let time_limit = time_limit(engine);
     let mut script = String::from("mkdir -p /tmp/test\ncd /tmp/test\n");
-    for Test {
-        name,
-        program,
-        arguments,
-    } in tests
-    {
-        let unsuited = UNSUITED.iter().find(|(on, of, test, _)| {
-            *on == engine && of.is_none_or(|of| of == vendor) && test == name
+    for test in tests {
+        let name = &test.name;
+        let unsuited = UNSUITED.iter().find(|(on, of, unsuited, _)| {
+            *on == engine && of.is_none_or(|of| of == vendor) && unsuited == name
         });
         if let Some((_, _, _, why)) = unsuited {
             let _ = writeln!(
@@ -147,15 +162,7 @@ fn commands(tests: &[Test], engine: Engine, vendor: Vendor) -> String {
             );
             continue;
         }
-        // The marker goes past the pipe: it is on the console before the test can stop the
-        // machine. The pipe is empty when the shell goes on.
-        let _ = writeln!(
-            script,
-            "say 'test: {name} begin'\n\
-             {{ timeout -k 5 {time_limit} /lab/selftests/{program} {arguments} </dev/null; \
-             echo $? >/tmp/status.test; }} 2>&1 | relay\n\
-             say \"test: {name} end status=$(cat /tmp/status.test)\""
-        );
+        script.push_str(&test.script(time_limit));
     }
     script.push_str("true\n");
     script
