@@ -40,11 +40,10 @@ impl Chain {
     }
 }
 
-/// Describes the run.
-pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Result<Run> {
-    let last = levels.last;
-    let nest = Nest {
-        last,
+/// Describes the levels above level 0, the last of which runs the workload.
+pub fn nest(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Result<Nest> {
+    Ok(Nest {
+        last: levels.last,
         kernel: bench.kernel.bzimage.clone(),
         work: Work::Workload(tools.workload.clone()),
         modules: bench.guest_kvm(target.vendor, levels)?,
@@ -58,7 +57,13 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -
         engine: target.engine,
         files: Rootfs::default(),
         middle: None,
-    };
+    })
+}
+
+/// Describes the run.
+pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Result<Run> {
+    let last = levels.last;
+    let nest = nest(bench, target, levels, tools)?;
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;
     files.file(NESTED_TOP, &tools.nested_top);

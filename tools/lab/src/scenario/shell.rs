@@ -7,11 +7,11 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
-use crate::image::level::{self, Nest, Work};
+use crate::image::level;
 use crate::image::rootfs::Rootfs;
 use crate::kernel::Variant;
 use crate::machine::accel::Engine;
-use crate::machine::{self, CMDLINE, Limits, Run, Target, bochs, vng};
+use crate::machine::{self, Limits, Run, Target, bochs, vng};
 use crate::options::{Options, Vendor};
 use crate::process::{self, Scratch, Undo};
 use crate::selftests::{self, Selftests};
@@ -39,22 +39,7 @@ pub fn interactive(
     selftests: &Selftests,
 ) -> Result<ExitCode> {
     let tests = super::selftests::list(&selftests.dir)?;
-    let nest = Nest {
-        last: levels.last,
-        kernel: bench.kernel.bzimage.clone(),
-        work: Work::Workload(tools.workload.clone()),
-        modules: bench.guest_kvm(target.vendor, levels)?,
-        nested: bench
-            .our_guest_module(target.vendor, levels)
-            .into_iter()
-            .collect(),
-        cmdline: CMDLINE.to_owned(),
-        seed: nested::SEED,
-        smp: target.smp,
-        engine: target.engine,
-        files: Rootfs::default(),
-        middle: None,
-    };
+    let nest = nested::nest(bench, target, levels, tools)?;
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;
     files.file(nested::NESTED_TOP, &tools.nested_top);
