@@ -220,6 +220,13 @@ pub(crate) fn set(vmx: &mut VmxVcpu, user: UserPtr, header: &bindings::kvm_neste
     vmx.nested().vmxon_ptr = vmx_header.vmxon_pa;
     state::enter_vmx_operation(vmx)?;
 
+    // In SMM, VMX operation goes on with RSM.
+    if vmx_header.smm.flags & SMM_VMXON != 0 {
+        let nested = vmx.nested();
+        nested.smm.vmxon = true;
+        nested.vmxon = false;
+    }
+
     let has_vmcs12 = header.size as usize >= HEADER_SIZE + VMCS12_SIZE;
     if !has_vmcs12 {
         let needs_it =
@@ -227,12 +234,7 @@ pub(crate) fn set(vmx: &mut VmxVcpu, user: UserPtr, header: &bindings::kvm_neste
         return if needs_it { Err(EINVAL) } else { Ok(()) };
     }
     set_current(vmx, header.flags, &vmx_header)?;
-    if vmx_header.smm.flags & SMM_VMXON != 0 {
-        let nested = vmx.nested();
-        nested.smm.vmxon = true;
-        nested.vmxon = false;
-        nested.smm.guest_mode = vmx_header.smm.flags & SMM_GUEST_MODE != 0;
-    }
+    vmx.nested().smm.guest_mode = vmx_header.smm.flags & SMM_GUEST_MODE != 0;
 
     let region = vmx.vmcs12_region();
     read(user, HEADER_SIZE, region)?;

@@ -224,6 +224,8 @@ pub(crate) fn leave_vmx_operation(vmx: &mut VmxVcpu) {
     let nested = vmx.nested();
     nested.vmxon = false;
     nested.smm.vmxon = false;
+    // RSM must not return to an L2 whose VMCS is gone.
+    nested.smm.guest_mode = false;
     nested.vmxon_ptr = INVALID_GPA;
     nested.posted_intr_nv = NO_VECTOR;
     nested.current_vmptr = INVALID_GPA;
