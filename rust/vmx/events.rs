@@ -99,11 +99,13 @@ pub(crate) fn check(vmx: &mut VmxVcpu) -> Result {
 fn exit_if_due(vmx: &mut VmxVcpu) -> Result<bool> {
     let blocked = Blocked::now(vmx);
 
+    let waits_for_sipi = waits_for_sipi(vmx);
+
     if vmx.init_is_pending() {
         blocked.event()?;
         save_pending_debug(vmx);
         vmx.take_init();
-        if vmx.with_arch(|arch| arch.mp_state) as u32 != bindings::KVM_MP_STATE_INIT_RECEIVED {
+        if !waits_for_sipi {
             exit::reflect_reason(vmx, ExitReason::INIT_SIGNAL, 0);
         }
         vmx.nested().mtf_pending = false;
@@ -113,10 +115,14 @@ fn exit_if_due(vmx: &mut VmxVcpu) -> Result<bool> {
         blocked.event()?;
         let vector = vmx.take_sipi();
         // It is ignored unless the vCPU waits for it.
-        if vmx.with_arch(|arch| arch.mp_state) as u32 == bindings::KVM_MP_STATE_INIT_RECEIVED {
+        if waits_for_sipi {
             exit::reflect_reason(vmx, ExitReason::SIPI_SIGNAL, u64::from(vector));
             return Ok(true);
         }
+    }
+    // Nothing else ends that (SDM, "Activity State" and "VMX-Preemption Timer").
+    if waits_for_sipi {
+        return Ok(false);
     }
 
     // Faults come before the monitor trap, and traps after it.
@@ -150,6 +156,11 @@ fn exit_if_due(vmx: &mut VmxVcpu) -> Result<bool> {
         return check_interrupt(vmx, blocked);
     }
     Ok(false)
+}
+
+/// Returns whether L2 is in the activity state in which all but SIPI has to wait.
+fn waits_for_sipi(vmx: &VmxVcpu) -> bool {
+    vmx.with_arch(|arch| arch.mp_state) as u32 == bindings::KVM_MP_STATE_INIT_RECEIVED
 }
 
 /// Looks for exceptions for which `is_meant` is true: those that exit to L1, and those of L2.
@@ -384,6 +395,9 @@ pub(crate) enum Purpose {
 
 /// Returns whether there is an event for L1 or L2 that KVM has to do something about.
 pub(crate) fn has_events(vmx: &mut VmxVcpu, purpose: Purpose) -> bool {
+    if waits_for_sipi(vmx) {
+        return false;
+    }
     if timer_has_expired(vmx) || vmx.nested().mtf_pending {
         return true;
     }
