@@ -21,6 +21,7 @@ use crate::{
         Vmcs, //
     }, //
 };
+use core::mem::offset_of;
 use kernel::pr_warn_once;
 use kvm::{
     bindings,
@@ -58,7 +59,8 @@ use nested::{
             access::link_pointer,
             InstructionError,
             Outcome, //
-        }, //
+        },
+        Vmcs12, //
     }, //
 };
 
@@ -362,9 +364,21 @@ fn store_msrs(vmx: &mut VmxVcpu) {
     }
 }
 
-/// Shuts L1 down: what has failed cannot be told otherwise.
+/// Shuts L1 down: what has failed cannot be told otherwise than by the indicator in its VMCS.
 pub(crate) fn abort(vmx: &mut VmxVcpu, reason: Abort) {
+    const INDICATOR: u64 = offset_of!(Vmcs12, abort) as u64;
+
     reason.save(vmx.vmcs12_mut());
+    // The VMCS itself is written when L1 is done with it, which it will not be.
+    let indicator = vmx
+        .current_vmptr()
+        .and_then(|vmcs| vmcs.checked_add(INDICATOR));
+    if let Some(indicator) = indicator {
+        // SAFETY: Memory of L1 is not a part of the vCPU.
+        let memory = unsafe { vmx.memory() };
+        // L1 may have taken the memory away meanwhile.
+        let _ = memory.write(indicator, &reason.into_raw().to_le_bytes());
+    }
     vmx.request_triple_fault();
 }
 
