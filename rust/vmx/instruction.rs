@@ -400,13 +400,15 @@ pub(crate) fn vmptrld(vmx: &mut VmxVcpu) -> Result<(), Stop> {
 }
 
 /// Executes VMPTRST.
+///
+/// What it stores with an enlightened VMCS is not defined. Where that is serves L1 best.
 pub(crate) fn vmptrst(vmx: &mut VmxVcpu) -> Result<(), Stop> {
     let processor = permitted(vmx)?;
-    if hyperv::evmptr(vmx).is_some() {
-        return Err(Stop::Handled(RESUME));
-    }
     let operand = information(vmx).memory()?;
-    let pointer = vmx.nested().current_vmptr;
+    let pointer = match hyperv::evmptr(vmx) {
+        Some(enlightened) => enlightened.into_raw(),
+        None => vmx.nested().current_vmptr,
+    };
 
     write_operand(vmx, &processor, &operand, &pointer.to_le_bytes())
 }
