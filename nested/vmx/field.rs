@@ -343,6 +343,39 @@ mod tests {
         assert_eq!(Field::ALL.len(), 149);
     }
 
+    /// The manual's "Structure of VMCS Component Encoding", for each number of 16 bits.
+    #[test]
+    fn fields_are_what_the_bits_of_their_encodings_say() {
+        for raw in 0..=u16::MAX {
+            let Some(component) = Component::from_encoding(u64::from(raw)) else {
+                continue;
+            };
+            let field = component.field;
+            let bytes = match raw >> 13 & 3 {
+                0 => 2,
+                2 => 4,
+                _ => 8,
+            };
+
+            // Bits 12 and 15 are reserved.
+            assert_eq!(raw & 0x9000, 0);
+            assert_eq!(field.encoding(), raw & !1);
+            assert_eq!(field.width().bytes(), bytes);
+            assert_eq!(field.width() == Width::Natural, raw >> 13 & 3 == 3);
+            assert_eq!(field.is_read_only(), raw >> 10 & 3 == 1);
+            assert_eq!(field.kind() == Kind::Control, raw >> 10 & 3 == 0);
+            assert_eq!(field.kind() == Kind::GuestState, raw >> 10 & 3 == 2);
+            assert_eq!(field.kind() == Kind::HostState, raw >> 10 & 3 == 3);
+            assert_eq!(field.index(), raw >> 1 & 0x1ff);
+            // Only fields of 64 bits have an upper half.
+            assert!(raw & 1 == 0 || raw >> 13 & 3 == 1);
+            assert_eq!(component.access() == Access::High, raw & 1 == 1);
+            // A field of 64 bits always has one.
+            let other = Component::from_encoding(u64::from(raw ^ 1));
+            assert_eq!(other.is_some(), raw >> 13 & 3 == 1);
+        }
+    }
+
     #[test]
     fn wide_numbers_are_no_encodings() {
         let encoding = u64::from(Field::GUEST_RIP.encoding());
