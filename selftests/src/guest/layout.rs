@@ -92,6 +92,9 @@ pub const STACKS_STEP: u64 = 0x1_0000;
 /// Bytes of a stack.
 pub const STACK: u64 = 0x4000;
 
+/// The base of the memory of system-management mode.
+pub const MANAGEMENT: u64 = 0x30_0000;
+
 /// The memory slot of vmcb12.
 pub const VMCB: u64 = 0x200_0000;
 

@@ -14,8 +14,8 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use super::code::{DONE, EXCEPTION, PORT, SAYS, WRONG};
 use super::driver;
 use super::layout::{
-    GDT, HOST_SAVE, IDT, IMAGE, KERNEL_CODE, KERNEL_DATA, RAM, STACK, STACKS, STACKS_STEP, TASK,
-    TSS, TSS_STEP, VMCB, VMCB_SLOT, VMRUN_ADDRESS,
+    GDT, HOST_SAVE, IDT, IMAGE, KERNEL_CODE, KERNEL_DATA, MANAGEMENT, RAM, STACK, STACKS,
+    STACKS_STEP, TASK, TSS, TSS_STEP, VMCB, VMCB_SLOT, VMRUN_ADDRESS,
 };
 use super::memory::GuestMemory;
 use super::signal;
@@ -37,6 +37,15 @@ pub const MSR_FEATURE_CONTROL: u32 = 0x3a;
 
 /// RFLAGS.IF.
 pub const RFLAGS_IF: u64 = 1 << 9;
+
+/// The MSR with the base of the memory of system-management mode.
+const MSR_SMBASE: u32 = 0x9e;
+
+/// What a processor in system-management mode executes is so far behind that base.
+const HANDLER: u64 = 0x8000;
+
+/// A slot of the address space of system-management mode.
+const SLOT_MANAGEMENT: u32 = 1 << 16;
 
 /// Locked, VMXON outside of SMX.
 pub const VMXON_ALLOWED: u64 = 5;
@@ -145,6 +154,8 @@ pub struct Machine {
     pub tables: Tables,
     /// The extension that L1 uses.
     pub vendor: Vendor,
+    /// Whether processors in system-management mode have memory.
+    managed: bool,
 }
 
 impl Machine {
@@ -157,16 +168,34 @@ impl Machine {
         Self::on(kvm, memory, tables, vcpus, interrupts)
     }
 
+    /// Creates a machine with memory of its own whose processors are what CPUID says.
+    pub fn like(kvm: &Kvm, cpuid: &CpuId, interrupts: Interrupts) -> Result<Self> {
+        let memory = Arc::new(GuestMemory::new()?);
+        let vendor = offered(kvm)?;
+        let tables = tables::write(&memory, &Image::of_this_program(), 1, vendor)?;
+        Self::with_cpuid(kvm, cpuid, memory, tables, 1, interrupts)
+    }
+
     /// Creates a machine on the memory of another one.
     pub fn on(
         kvm: &Kvm,
+        memory: Arc<GuestMemory>,
+        tables: Tables,
+        vcpus: u64,
+        interrupts: Interrupts,
+    ) -> Result<Self> {
+        Self::with_cpuid(kvm, &vm::cpuid(kvm)?, memory, tables, vcpus, interrupts)
+    }
+
+    fn with_cpuid(
+        kvm: &Kvm,
+        cpuid: &CpuId,
         memory: Arc<GuestMemory>,
         mut tables: Tables,
         vcpus: u64,
         interrupts: Interrupts,
     ) -> Result<Self> {
-        let cpuid = vm::cpuid(kvm)?;
-        let vendor = extension(&cpuid).context("KVM offers no nested virtualization to guests")?;
+        let vendor = extension(cpuid).context("KVM offers no nested virtualization to guests")?;
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
         if interrupts == Interrupts::LocalApic {
             let mut split = kvm_enable_cap {
@@ -191,7 +220,7 @@ impl Machine {
         slot(0, 0, RAM, memory.ram.address(), 0)?;
         slot(SLOT_VMCB, VMCB, VMCB_SLOT, memory.vmcb.address(), 0)?;
         slot(2, IMAGE, image.size, image.start, KVM_MEM_READONLY)?;
-        if xcr0(&cpuid) != 0 {
+        if xcr0(cpuid) != 0 {
             tables.cr4 |= 1 << 18;
         }
         let mut machine = Self {
@@ -200,19 +229,50 @@ impl Machine {
             memory,
             tables,
             vendor,
+            managed: false,
         };
         for index in 0..vcpus {
             let vcpu = machine.vm.create_vcpu(index).context("KVM_CREATE_VCPU")?;
-            vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
-            if xcr0(&cpuid) != 0 {
+            vcpu.set_cpuid2(cpuid).context("KVM_SET_CPUID2")?;
+            if xcr0(cpuid) != 0 {
                 let mut xcrs = vcpu.get_xcrs().context("KVM_GET_XCRS")?;
                 xcrs.nr_xcrs = 1;
-                xcrs.xcrs[0].value = xcr0(&cpuid);
+                xcrs.xcrs[0].value = xcr0(cpuid);
                 vcpu.set_xcrs(&xcrs).context("KVM_SET_XCRS")?;
             }
             machine.vcpus.push(vcpu);
         }
         Ok(machine)
+    }
+
+    /// Gives processors in system-management mode the memory at address 0, and what they execute.
+    pub fn manage(&mut self, handler: &[u8]) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: SLOT_MANAGEMENT,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: RAM,
+            userspace_addr: self.memory.ram.address(),
+        };
+        // SAFETY: The mapping lives as long as the machine.
+        unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        for (address, byte) in (MANAGEMENT + HANDLER..).zip(handler) {
+            self.memory.write(address, *byte);
+        }
+        self.managed = true;
+        self.vcpus
+            .iter()
+            .try_for_each(|vcpu| set_msr(vcpu, MSR_SMBASE, MANAGEMENT))
+    }
+
+    /// Creates a machine like this one, on its memory, in which nothing has run yet.
+    pub fn again(&self, kvm: &Kvm, interrupts: Interrupts) -> Result<Self> {
+        let vcpus = self.vcpus.len().try_into()?;
+        let mut next = Self::on(kvm, self.memory.clone(), self.tables, vcpus, interrupts)?;
+        if self.managed {
+            next.manage(&[])?;
+        }
+        Ok(next)
     }
 
     /// Makes a vCPU begin with L1.

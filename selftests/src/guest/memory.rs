@@ -6,7 +6,8 @@ use std::ptr::null_mut;
 
 use anyhow::Result;
 use rustix::mm::{
-    madvise, mmap_anonymous, mremap_fixed, munmap, Advice, MapFlags, MremapFlags, ProtFlags,
+    madvise, mmap_anonymous, mprotect, mremap_fixed, munmap, Advice, MapFlags, MprotectFlags,
+    MremapFlags, ProtFlags,
 };
 
 use super::layout::{RAM, VMCB, VMCB_SLOT};
@@ -80,6 +81,15 @@ impl Mapping {
         let page = self.at::<u8>(offset & !0xfff);
         // SAFETY: The page is in the mapping, which consists of plain bytes.
         unsafe { madvise(page.cast(), 0x1000, Advice::LinuxDontNeed) }?;
+        Ok(())
+    }
+
+    /// Makes the kernel refuse writes to the pages, or accept them again.
+    pub fn protect(&self, writable: bool) -> Result<()> {
+        let mut flags = MprotectFlags::READ;
+        flags.set(MprotectFlags::WRITE, writable);
+        // SAFETY: The mapping is ours. Nobody writes to it meanwhile but guests, for which KVM does.
+        unsafe { mprotect(self.base.cast(), self.size, flags) }?;
         Ok(())
     }
 

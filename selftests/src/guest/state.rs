@@ -58,6 +58,21 @@ fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_sregs2) -> Result<()> {
     Ok(())
 }
 
+/// Parts of the nested state with SVM: the header, the control area, and what VMRUN saves of L1. The rest of
+/// the state-save area is what the processor has left there.
+const PARTS: [(usize, usize); 10] = [
+    (0, HEADER),
+    (HEADER, 0x400),
+    (HEADER + 0x400, 0x40), // ES to DS
+    (HEADER + 0x460, 0x10), // GDTR
+    (HEADER + 0x480, 0x10), // IDTR
+    (HEADER + 0x4d0, 8),    // EFER
+    (HEADER + 0x548, 24),   // CR4, CR3, CR0
+    (HEADER + 0x570, 16),   // RFLAGS, RIP
+    (HEADER + 0x5d8, 8),    // RSP
+    (HEADER + 0x5f8, 8),    // RAX
+];
+
 /// A nested state, as bytes.
 #[derive(Clone, Copy)]
 pub struct Nested(pub KvmNestedStateBuffer);
@@ -97,6 +112,34 @@ impl Nested {
             self.0.flags = GIF_SET;
         }
         self
+    }
+
+    /// Returns where it differs from another one, if it does.
+    pub fn differences(&self, other: &Self) -> Option<String> {
+        let (left, right) = (self.bytes(), other.bytes());
+        if left.len() != right.len() {
+            return Some(format!("{} and {} bytes", left.len(), right.len()));
+        }
+        // All but the linear address of the last exit, which is that of an exit to L0 while L2 runs.
+        let linear = HEADER + 0x1a0;
+        let of_vmx = [
+            (0, linear),
+            (linear + 8, left.len().saturating_sub(linear + 8)),
+        ];
+        let parts = if self.0.format == FORMAT_VMX {
+            &of_vmx[..]
+        } else {
+            &PARTS[..]
+        };
+        let offsets = parts.iter().flat_map(|(start, size)| *start..start + size);
+        let different = offsets
+            .filter(|offset| *offset < left.len())
+            .filter(|offset| left.get(*offset) != right.get(*offset));
+        let words: Vec<String> = different
+            .map(|offset| format!("{offset:#x}: {:#x}, {:#x}", left[offset], right[offset]))
+            .take(8)
+            .collect();
+        (!words.is_empty()).then(|| words.join("; "))
     }
 
     /// Returns whether a flag is set.

@@ -10,7 +10,7 @@ use selftests::guest::state::{self, Nested, Saved, FULL, GUEST_MODE, HEADER};
 use selftests::guest::{signal, Machine, Random};
 use selftests::tap::{self, Point, Skip};
 
-use crate::moving::{computing, differences, run_for};
+use crate::moving::{computing, run_for};
 use crate::Fixture;
 
 /// The tests.
@@ -76,7 +76,7 @@ impl Stopped {
         ensure!(
             first.bytes() == second.bytes(),
             "it is not given back equal: {:?}",
-            differences(&first, &second)
+            first.differences(&second)
         );
         Ok(true)
     }
@@ -87,7 +87,7 @@ impl Stopped {
             .restore(&self.machine.vcpus[0])
             .context("restoring the state that was saved")?;
         let seen = Nested::read(&self.machine.vcpus[0])?;
-        match differences(&self.saved.nested, &seen) {
+        match self.saved.nested.differences(&seen) {
             None => Ok(()),
             Some(difference) => bail!("the saved state is not given back equal: {difference}"),
         }

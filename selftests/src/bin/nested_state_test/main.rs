@@ -5,6 +5,7 @@
 //! `nested_state_test [MOVES [ROUNDS [SEED [MODULE]]]]`: how often the machine moves, how many
 //! random states are tried, where the random numbers begin, and the file of our module.
 
+mod changed;
 mod garbage;
 mod moving;
 mod providers;
@@ -50,10 +51,13 @@ fn main() -> ExitCode {
     };
     tap::note(format_args!("seed {}", fixture.seed));
     let mut points = moving::points();
-    points.extend(match vendor {
-        Vendor::Svm => garbage::points(),
-        Vendor::Vmx => vmx::points(),
-    });
+    match vendor {
+        Vendor::Svm => points.extend(garbage::points()),
+        Vendor::Vmx => {
+            points.extend(vmx::points());
+            points.extend(changed::points());
+        }
+    }
     if fixture.module.is_some() {
         points.extend(providers::points());
     }

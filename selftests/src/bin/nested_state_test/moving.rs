@@ -9,7 +9,7 @@ use selftests::guest::code::{peek, poke, report, DONE, WRONG};
 use selftests::guest::extension::{self, Extension, Svm, Vmx};
 use selftests::guest::layout::{BUFFER, SHARED};
 use selftests::guest::machine::{self, Interrupts};
-use selftests::guest::state::{self, Nested, Saved, GUEST_MODE, HEADER, RUN_PENDING};
+use selftests::guest::state::{self, Nested, Saved, GUEST_MODE, RUN_PENDING};
 use selftests::guest::{signal, Machine, Random, Stop, Vendor};
 use selftests::tap::{self, Point};
 use selftests::{expect, guest_code_for_both};
@@ -211,7 +211,7 @@ fn moves(fixture: &Fixture) -> Result<()> {
         )?;
         saved.restore(&next.vcpus[0])?;
         let again = Nested::read(&next.vcpus[0])?;
-        if let Some(difference) = differences(&saved.nested, &again) {
+        if let Some(difference) = saved.nested.differences(&again) {
             bail!("after move {count} the nested state is not what was restored: {difference}");
         }
         machine = next;
@@ -237,50 +237,6 @@ pub fn finish(fixture: &Fixture, mut machine: Machine) -> Result<()> {
     let message = machine.hear()?;
     expect("the report of L1", message.kind, DONE)?;
     compare(fixture, &machine)
-}
-
-/// Parts of the nested state with SVM: the header, the control area, and what VMRUN saves of L1. The rest of
-/// the state-save area is what the processor has left there.
-const PARTS: [(usize, usize); 10] = [
-    (0, HEADER),
-    (HEADER, 0x400),
-    (HEADER + 0x400, 0x40), // ES to DS
-    (HEADER + 0x460, 0x10), // GDTR
-    (HEADER + 0x480, 0x10), // IDTR
-    (HEADER + 0x4d0, 8),    // EFER
-    (HEADER + 0x548, 24),   // CR4, CR3, CR0
-    (HEADER + 0x570, 16),   // RFLAGS, RIP
-    (HEADER + 0x5d8, 8),    // RSP
-    (HEADER + 0x5f8, 8),    // RAX
-];
-
-/// Returns where two states differ, if they do.
-pub fn differences(left: &Nested, right: &Nested) -> Option<String> {
-    let (left, right) = (left.bytes(), right.bytes());
-    if left.len() != right.len() {
-        return Some(format!("{} and {} bytes", left.len(), right.len()));
-    }
-    // All but the linear address of the last exit, which is that of an exit to L0 while L2 runs.
-    let linear = HEADER + 0x1a0;
-    let of_vmx = [
-        (0, linear),
-        (linear + 8, left.len().saturating_sub(linear + 8)),
-    ];
-    // The format is that of VMX.
-    let parts = if left[2] == 0 {
-        &of_vmx[..]
-    } else {
-        &PARTS[..]
-    };
-    let offsets = parts.iter().flat_map(|(start, size)| *start..start + size);
-    let different = offsets
-        .filter(|offset| *offset < left.len())
-        .filter(|offset| left.get(*offset) != right.get(*offset));
-    let words: Vec<String> = different
-        .map(|offset| format!("{offset:#x}: {:#x}, {:#x}", left[offset], right[offset]))
-        .take(8)
-        .collect();
-    (!words.is_empty()).then(|| words.join("; "))
 }
 
 /// Compares what L2 has stored with the model.

@@ -13,7 +13,7 @@ use selftests::guest::{Machine, Random};
 use selftests::module;
 use selftests::tap::{self, Point, Skip};
 
-use crate::moving::{computing, differences, finish, run_for};
+use crate::moving::{computing, finish, run_for};
 use crate::Fixture;
 
 /// How often the machine moves.
@@ -93,7 +93,7 @@ fn with(fixture: &Fixture, ours: &Ours) -> Result<()> {
         machine = Machine::on(&fixture.kvm, memory, tables, 1, Interrupts::None)?;
         saved.restore(&machine.vcpus[0])?;
         let again = Nested::read(&machine.vcpus[0])?;
-        let difference = differences(&saved.nested, &again);
+        let difference = saved.nested.differences(&again);
         expect(
             format_args!("difference of the state after move {count}"),
             difference,

@@ -4,21 +4,20 @@
 //!
 //! What KVM answers to the latter is printed, a letter for each: all providers must answer the same.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use selftests::expect;
 use selftests::guest::layout::{OTHER_VMCS, VMCS, VMXON_REGION};
-use selftests::guest::machine::{self, Interrupts};
+use selftests::guest::machine::Interrupts;
 use selftests::guest::memory::Guarded;
 use selftests::guest::state::{self, Nested, Saved, FULL, GUEST_MODE, HEADER, MOST, RUN_PENDING};
 use selftests::guest::vmx::script::{vmclear, vmptrld, vmptrst, vmread, vmwrite, vmxoff, Answer};
 use selftests::guest::vmx::{field, VmxMachine};
-use selftests::guest::{signal, Machine, Random};
+use selftests::guest::Machine;
 use selftests::tap::{self, Point, Skip};
 
-use crate::moving::{computing, differences, run_for};
+use crate::moving::{computing, run_for};
 use crate::Fixture;
 
 /// No address.
@@ -26,10 +25,6 @@ const NOWHERE: u64 = u64::MAX;
 
 /// The field that shows whether a VMCS is the one that was saved.
 const MARK: u64 = field::GUEST_RSP as u64;
-
-/// Where the registers of L1 are in the VMCS. An L1 on wrong tracks may spin with interrupts off,
-/// and Bochs does not interrupt that.
-const HOST_STATE: Range<usize> = 584..704;
 
 /// The tests.
 pub fn points() -> Vec<Point<Fixture>> {
@@ -51,37 +46,8 @@ pub fn points() -> Vec<Point<Fixture>> {
             "states with one bit of their header changed are answered",
             headers,
         ),
-        Point::new(
-            "states with changed fields of the VMCS are answered",
-            changed_fields,
-        ),
-        Point::new(
-            "states with random bytes in their VMCS are answered",
-            random_bytes,
-        ),
         Point::new("a state whose end is on no page is refused", unmapped),
     ]
-}
-
-/// Saves a machine and continues with a new one on the same memory.
-fn replace(fixture: &Fixture, machine: &mut VmxMachine) -> Result<()> {
-    let vcpu = &mut machine.machine.vcpus[0];
-    signal::complete(vcpu)?;
-    let saved = Saved::read(vcpu, &state::msrs(&fixture.kvm, vcpu)?)?;
-    let next = Machine::on(
-        &fixture.kvm,
-        machine.machine.memory.clone(),
-        machine.machine.tables,
-        1,
-        Interrupts::None,
-    )?;
-    saved.restore(&next.vcpus[0])?;
-    let again = Nested::read(&next.vcpus[0])?;
-    if let Some(difference) = differences(&saved.nested, &again) {
-        bail!("the nested state is not what was restored: {difference}");
-    }
-    machine.machine = next;
-    Ok(())
 }
 
 /// Checks the header of the state.
@@ -104,7 +70,7 @@ fn off(fixture: &Fixture) -> Result<()> {
         header(&machine, NOWHERE, NOWHERE, HEADER)?.0.flags,
         0,
     )?;
-    replace(fixture, &mut machine)?;
+    machine.replace(&fixture.kvm)?;
     expect(
         "VMPTRST",
         machine.answer(vmptrst())?,
@@ -124,7 +90,7 @@ fn root(fixture: &Fixture) -> Result<()> {
         header(&machine, VMXON_REGION, NOWHERE, HEADER)?.0.flags,
         0,
     )?;
-    replace(fixture, &mut machine)?;
+    machine.replace(&fixture.kvm)?;
     expect("VMPTRST", machine.answer(vmptrst())?, Answer::Done(NOWHERE))?;
     expect(
         "VMCLEAR",
@@ -148,7 +114,7 @@ fn current(fixture: &Fixture) -> Result<()> {
     let state = header(&machine, VMXON_REGION, VMCS, FULL)?;
     expect("flags", state.0.flags, 0)?;
     for _ in 0..3 {
-        replace(fixture, &mut machine)?;
+        machine.replace(&fixture.kvm)?;
         let seen = machine.execute(&[
             vmptrst(),
             vmread(MARK),
@@ -199,7 +165,7 @@ impl Stopped {
             .restore(&self.machine.vcpus[0])
             .context("restoring the state that was saved")?;
         let seen = Nested::read(&self.machine.vcpus[0])?;
-        match differences(&self.saved.nested, &seen) {
+        match self.saved.nested.differences(&seen) {
             None => Ok(()),
             Some(difference) => bail!("the saved state is not given back equal: {difference}"),
         }
@@ -223,7 +189,7 @@ impl Stopped {
 }
 
 /// A letter for what KVM has answered.
-fn letter(answer: Result<(), i32>) -> char {
+pub fn letter(answer: Result<(), i32>) -> char {
     match answer {
         Ok(()) => '+',
         Err(libc::EINVAL) => 'i',
@@ -234,17 +200,8 @@ fn letter(answer: Result<(), i32>) -> char {
     }
 }
 
-/// Prints letters, 64 a line, that need not be the same: the state that was changed is not, and
-/// ours makes checks of VM entry that C leaves to the processor.
-fn note(what: &str, letters: &str) {
-    for (number, start) in (0..letters.len()).step_by(64).enumerate() {
-        let end = letters.len().min(start + 64);
-        tap::note(format_args!("{what} {number}: {}", &letters[start..end]));
-    }
-}
-
 /// Prints letters, 64 a line, that must be the same with all providers.
-fn print(what: &str, letters: &str) {
+pub fn print(what: &str, letters: &str) {
     for (number, start) in (0..letters.len()).step_by(64).enumerate() {
         let end = letters.len().min(start + 64);
         tap::same(format_args!("{what} {number}"), &letters[start..end]);
@@ -289,79 +246,6 @@ fn headers(fixture: &Fixture) -> Result<()> {
         print(&format!("headers, {name}"), &letters);
     }
     stopped.restore()
-}
-
-/// Offers a state with another VMCS; if it is accepted, it is given back and then executed.
-fn offer_and_run(stopped: &mut Stopped, state: &Nested) -> Result<char> {
-    let answer = stopped.offer(state);
-    if answer.is_ok() {
-        let given = Nested::read(&stopped.machine.vcpus[0])?;
-        ensure!(
-            given.0.flags & GUEST_MODE == state.0.flags & GUEST_MODE,
-            "L2 is not active"
-        );
-        let again = stopped.offer(&given);
-        ensure!(again.is_ok(), "what is given back is refused: {again:?}");
-        let host = HEADER + HOST_STATE.start..HEADER + HOST_STATE.end;
-        if state.bytes()[host.clone()] != stopped.saved.nested.bytes()[host] {
-            return Ok(letter(answer));
-        }
-        // Whatever it does is right, if the kernel survives and the machine can be set again.
-        signal::after(Duration::from_micros(200))?;
-        let _ = machine::run(&mut stopped.machine.vcpus[0]);
-        signal::after(Duration::ZERO)?;
-        stopped.machine.vcpus[0].set_kvm_immediate_exit(0);
-    }
-    Ok(letter(answer))
-}
-
-/// Makes the machine one that may have been left by an L2 on wrong tracks, and so on: a new one.
-fn renew(fixture: &Fixture, stopped: &mut Stopped, round: u64) -> Result<()> {
-    if round % 64 == 63 {
-        *stopped = Stopped::new(fixture)?;
-    } else {
-        stopped.saved.restore_others(&stopped.machine.vcpus[0])?;
-    }
-    Ok(())
-}
-
-fn changed_fields(fixture: &Fixture) -> Result<()> {
-    let mut stopped = Stopped::new(fixture)?;
-    let mut letters = String::new();
-    // Each byte of the VMCS in turn, so that each field is hit.
-    for (round, offset) in (0u64..).zip((0..0x400).step_by(2)) {
-        let mut state = stopped.saved.nested;
-        let byte = &mut state.bytes_mut()[HEADER + offset];
-        *byte ^= 1 << (offset / 2 % 8);
-        letters.push(
-            offer_and_run(&mut stopped, &state).with_context(|| format!("byte {offset:#x}"))?,
-        );
-        renew(fixture, &mut stopped, round)?;
-    }
-    note("fields", &letters);
-    Ok(())
-}
-
-fn random_bytes(fixture: &Fixture) -> Result<()> {
-    let mut stopped = Stopped::new(fixture)?;
-    let mut random = Random::new(fixture.seed);
-    let mut letters = String::new();
-    for round in 0..fixture.rounds {
-        let mut state = stopped.saved.nested;
-        let vmcs = &mut state.bytes_mut()[HEADER..FULL];
-        for _ in 0..=random.below(3) {
-            let offset = random.below(0x400) as usize;
-            vmcs[offset] = random.number() as u8;
-        }
-        let letter = offer_and_run(&mut stopped, &state);
-        letters.push(letter.with_context(|| format!("round {round}"))?);
-        renew(fixture, &mut stopped, round)?;
-    }
-    let accepted = letters.chars().filter(|letter| *letter == '+').count() as u64;
-    tap::note(format_args!("{accepted} of {} accepted", fixture.rounds));
-    note("random", &letters);
-    ensure!(accepted * 20 >= fixture.rounds, "too few were accepted");
-    Ok(())
 }
 
 fn unmapped(fixture: &Fixture) -> Result<()> {

@@ -171,6 +171,10 @@ pub mod reason {
         EXTERNAL_INTERRUPT = 1;
         /// A triple fault.
         TRIPLE_FAULT = 2;
+        /// INIT.
+        INIT = 3;
+        /// SIPI.
+        SIPI = 4;
         /// An interrupt could be delivered.
         INTERRUPT_WINDOW = 7;
         /// An NMI could be delivered.
@@ -217,6 +221,8 @@ pub mod reason {
         TPR = 43;
         /// An access to the APIC.
         APIC_ACCESS = 44;
+        /// The end of a virtual interrupt.
+        EOI = 45;
         /// An access to GDTR or IDTR.
         GDTR_IDTR = 46;
         /// An access to LDTR or TR.
@@ -237,6 +243,8 @@ pub mod reason {
         WBINVD = 54;
         /// XSETBV.
         XSETBV = 55;
+        /// A write to a register of the virtual APIC.
+        APIC_WRITE = 56;
         /// RDRAND.
         RDRAND = 57;
         /// INVPCID.

@@ -18,6 +18,8 @@ fields! {
     POSTED_VECTOR = 0x0002;
     /// Selectors of L2: ES, CS, SS, DS, FS, GS, LDTR, TR, in steps of 2.
     GUEST_SELECTOR = 0x0800;
+    /// The virtual interrupt that is requested, and in the upper half the one in service.
+    INTERRUPT_STATUS = 0x0810;
     /// L2's index of the page-modification log.
     PML_INDEX = 0x0812;
     /// Selectors of L1: ES, CS, SS, DS, FS, GS, TR, in steps of 2.
@@ -50,6 +52,8 @@ fields! {
     VMFUNC_CONTROLS = 0x2018;
     /// L1's page table for L2.
     EPTP = 0x201a;
+    /// The first of four bitmaps of interrupts whose end exits, in steps of 2.
+    EOI_EXIT = 0x201c;
     /// The list of page tables among which L2 may choose.
     EPTP_LIST = 0x2024;
     /// Which fields L2 may read.
@@ -106,6 +110,10 @@ fields! {
     TPR_THRESHOLD = 0x401c;
     /// Secondary processor-based controls.
     SECONDARY = 0x401e;
+    /// The most ticks from one PAUSE of a loop to the next.
+    PLE_GAP = 0x4020;
+    /// The most ticks of a loop of PAUSE.
+    PLE_WINDOW = 0x4022;
     /// Why the last VMX instruction failed.
     INSTRUCTION_ERROR = 0x4400;
     /// Why L2 stopped.

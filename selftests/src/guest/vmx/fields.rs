@@ -42,9 +42,14 @@ impl Fields {
         self.0.clear();
     }
 
+    /// Returns all fields that have a value.
+    pub fn all(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.0.iter().map(|(field, value)| (*field, *value))
+    }
+
     /// Returns the fields whose value in `other` is not the same.
     pub fn beyond<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (u32, u64)> + 'a {
-        let all = self.0.iter().map(|(field, value)| (*field, *value));
-        all.filter(|(field, value)| other.0.get(field) != Some(value))
+        self.all()
+            .filter(|(field, value)| other.0.get(field) != Some(value))
     }
 }

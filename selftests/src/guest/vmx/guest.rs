@@ -15,6 +15,7 @@ use crate::guest::layout::{
     exception, EXCEPTIONS, OTHER_VMCS, SHADOW_VMCS, VMCS, VMXON_REGION, VMX_REGISTERS,
 };
 use crate::guest::machine::{heard, run, set_msr, Interrupts, Level, Stop};
+use crate::guest::state::{self, Nested, Saved};
 use crate::guest::{signal, GuestMemory, Machine};
 
 /// How often a guest may stop for user space before it says something.
@@ -26,6 +27,9 @@ pub const RAX: usize = 14;
 /// Time after which a guest that says nothing never will.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Time after which a guest that is to come to rest has done so.
+const REST: Duration = Duration::from_millis(20);
+
 /// A machine with the interpreter as its L1.
 pub struct VmxMachine {
     /// The machine.
@@ -34,8 +38,11 @@ pub struct VmxMachine {
     pub capabilities: Capabilities,
     /// What user space does when L2 stops for it.
     pub at_stop: Option<fn(&mut Self) -> Result<()>>,
+    /// What user space does, once, when the guest has not stopped for some time.
+    pub at_rest: Option<fn(&mut Self) -> Result<()>>,
     /// What is in the VMCS, as far as this is known.
     loaded: Fields,
+    interrupts: Interrupts,
 }
 
 /// What an exit of L2 says.
@@ -150,14 +157,21 @@ impl Entered {
 impl VmxMachine {
     /// Creates a machine that is not in VMX operation; the regions have their revisions.
     pub fn new(kvm: &Kvm, interrupts: Interrupts) -> Result<Self> {
-        signal::install()?;
         let machine = Machine::new(kvm, 1, interrupts)?;
+        Self::with(kvm, machine, interrupts)
+    }
+
+    /// Makes it of a machine whose processor has executed nothing yet.
+    pub fn with(kvm: &Kvm, machine: Machine, interrupts: Interrupts) -> Result<Self> {
+        signal::install()?;
         let capabilities = Capabilities::read(kvm)?;
         let mut this = Self {
             machine,
             capabilities,
             at_stop: None,
+            at_rest: None,
             loaded: Fields::default(),
+            interrupts,
         };
         this.reset()?;
         Ok(this)
@@ -173,6 +187,21 @@ impl VmxMachine {
         self.loaded.forget();
         self.machine.start(0, interpreter)?;
         self.machine.hear()?;
+        Ok(())
+    }
+
+    /// Saves the machine and continues with a new one on the same memory.
+    pub fn replace(&mut self, kvm: &Kvm) -> Result<()> {
+        let vcpu = &mut self.machine.vcpus[0];
+        signal::complete(vcpu)?;
+        let saved = Saved::read(vcpu, &state::msrs(kvm, vcpu)?)?;
+        let next = self.machine.again(kvm, self.interrupts)?;
+        saved.restore(&next.vcpus[0])?;
+        let again = Nested::read(&next.vcpus[0])?;
+        if let Some(difference) = saved.nested.differences(&again) {
+            bail!("the nested state is not what was restored: {difference}");
+        }
+        self.machine = next;
         Ok(())
     }
 
@@ -206,10 +235,17 @@ impl VmxMachine {
         answers.first().copied().context("no answer")
     }
 
+    fn patience(&self) -> Duration {
+        match self.at_rest {
+            Some(_) => REST,
+            None => PATIENCE,
+        }
+    }
+
     /// Lets L1 execute operations; returns how they ended, and what user space saw.
     pub fn run(&mut self, operations: &[Operation]) -> Result<(Vec<Answer>, Vec<Stop>)> {
         script::write(self.memory(), operations);
-        signal::after(PATIENCE)?;
+        signal::after(self.patience())?;
         let mut stops = Vec::new();
         loop {
             match run(&mut self.machine.vcpus[0]) {
@@ -224,7 +260,13 @@ impl VmxMachine {
                         action(self)?;
                     }
                 }
-                Stop::Interrupted => bail!("the guest does not stop"),
+                Stop::Interrupted => match self.at_rest.take() {
+                    Some(action) => {
+                        action(self)?;
+                        signal::after(self.patience())?;
+                    }
+                    None => bail!("the guest does not stop"),
+                },
                 other => bail!("the guest stopped: expected a report, saw {other:?}"),
             }
         }
@@ -273,6 +315,15 @@ impl VmxMachine {
             Answer::Nothing => bail!("L1 has not tried to enter L2"),
         };
         Ok((entered, stops))
+    }
+
+    /// Makes L1 about to enter L2 with fields, by VMLAUNCH, the last of its operations.
+    pub fn launch(&mut self, fields: &Fields) -> Result<()> {
+        let mut operations = self.load(fields);
+        operations.push(script::vmlaunch());
+        self.loaded.forget();
+        script::write(self.memory(), &operations);
+        Ok(())
     }
 
     /// Continues L2 with some fields written; returns how that ended, and what user space saw.
