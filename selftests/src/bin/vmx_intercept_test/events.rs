@@ -450,15 +450,16 @@ fn nmi_window(fields: &mut Fields) {
     fields.set(field::PRIMARY, primary::NMI_WINDOW);
 }
 
-fn nmi(machine: &mut VmxMachine) -> Result<()> {
+/// Sends an NMI.
+pub fn nmi(machine: &mut VmxMachine) -> Result<()> {
     machine.machine.vcpus[0].nmi().context("KVM_NMI")
 }
 
 /// The vector of the interrupt that comes.
-const VECTOR: u32 = 0x1e;
+pub const VECTOR: u32 = 0x1e;
 
 /// Delivers an interrupt to the local APIC.
-fn interrupt(machine: &mut VmxMachine) -> Result<()> {
+pub fn interrupt(machine: &mut VmxMachine) -> Result<()> {
     let message = kvm_msi {
         address_lo: 0xfee0_0000,
         data: VECTOR,
@@ -468,21 +469,26 @@ fn interrupt(machine: &mut VmxMachine) -> Result<()> {
     expect("KVM_SIGNAL_MSI", delivered.context("KVM_SIGNAL_MSI")?, 1)
 }
 
-/// Runs code of L2 on a processor with a local APIC that is switched on.
-fn with_apic(code: Code, fixture: &Fixture, prepare: crate::Change<'_>) -> Result<crate::Run> {
+/// Switches the local APIC on.
+pub fn apic_is_on(machine: &VmxMachine) -> Result<()> {
     /// The register with the switch, and its value.
     const SPURIOUS: (usize, u32) = (0xf0, 0x1ff);
 
+    let vcpu = &machine.machine.vcpus[0];
+    let mut apic = vcpu.get_lapic().context("KVM_GET_LAPIC")?;
+    for (byte, value) in apic.regs[SPURIOUS.0..]
+        .iter_mut()
+        .zip(SPURIOUS.1.to_le_bytes())
+    {
+        *byte = value as _;
+    }
+    vcpu.set_lapic(&apic).context("KVM_SET_LAPIC")
+}
+
+/// Runs code of L2 on a processor with a local APIC that is switched on.
+fn with_apic(code: Code, fixture: &Fixture, prepare: crate::Change<'_>) -> Result<crate::Run> {
     fixture.with_apic(|machine| {
-        let vcpu = &machine.machine.vcpus[0];
-        let mut apic = vcpu.get_lapic().context("KVM_GET_LAPIC")?;
-        for (byte, value) in apic.regs[SPURIOUS.0..]
-            .iter_mut()
-            .zip(SPURIOUS.1.to_le_bytes())
-        {
-            *byte = value as _;
-        }
-        vcpu.set_lapic(&apic).context("KVM_SET_LAPIC")?;
+        apic_is_on(machine)?;
         crate::run(machine, code, prepare)
     })
 }

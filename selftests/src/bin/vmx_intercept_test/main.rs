@@ -2,10 +2,15 @@
 
 //! Exits: what L2 does is reflected to L1 if L1 asks for it, and only then.
 
+mod activity;
+mod apic;
+mod areas;
 mod cases;
 mod events;
 mod maps;
 mod memory;
+mod moved;
+mod pause;
 mod registers;
 
 use std::cell::RefCell;
@@ -16,7 +21,7 @@ use kvm_ioctls::Kvm;
 use selftests::guest::layout::{BUFFER, IO_MAP, MSR_MAP, SHARED};
 use selftests::guest::machine::{self, Interrupts, Stop};
 use selftests::guest::vmx::control::reason;
-use selftests::guest::vmx::guest::Exit;
+use selftests::guest::vmx::guest::{Exit, RAX};
 use selftests::guest::vmx::VmxMachine;
 use selftests::guest::vmx::{field, Fields};
 use selftests::guest::Vendor;
@@ -83,6 +88,7 @@ impl Fixture {
         };
         let result = test(&mut machine)?;
         machine.at_stop = None;
+        machine.at_rest = None;
         *self.machine.borrow_mut() = Some(machine);
         Ok(result)
     }
@@ -171,5 +177,10 @@ fn main() -> ExitCode {
     points.extend(registers::points());
     points.extend(events::points());
     points.extend(memory::points());
+    points.extend(activity::points());
+    points.extend(areas::points());
+    points.extend(pause::points());
+    points.extend(apic::points());
+    points.extend(moved::points());
     tap::run(&points, &fixture, |_| Ok(()))
 }
