@@ -42,6 +42,10 @@ pub fn points() -> Vec<Point<Fixture>> {
             |fixture| disturbed(fixture, 1, moves),
         ),
         Point::new(
+            "the host lets nobody write to the control structure's memory, and lets them again",
+            |fixture| disturbed(fixture, 1, protects),
+        ),
+        Point::new(
             "the memory slot of the control structure goes and comes",
             |fixture| disturbed(fixture, 1, slot_goes),
         ),
@@ -87,6 +91,12 @@ fn moves(_: &VmFd, memory: &GuestMemory, random: &mut Random) -> Result<()> {
         1 => memory.vmcb.discard(0x1000),
         _ => memory.vmcb.replace(),
     }
+}
+
+fn protects(_: &VmFd, memory: &GuestMemory, random: &mut Random) -> Result<()> {
+    memory.vmcb.protect(false)?;
+    thread::sleep(Duration::from_micros(random.below(500)));
+    memory.vmcb.protect(true)
 }
 
 fn slot_goes(vm: &VmFd, memory: &GuestMemory, random: &mut Random) -> Result<()> {
