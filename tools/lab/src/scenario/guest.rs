@@ -35,6 +35,8 @@ fn programs(vendor: Vendor) -> &'static [(&'static str, &'static str)] {
             ("vmx_instruction_test", ""),
             ("vmx_vmentry_check_test", ""),
             ("vmx_intercept_test", ""),
+            ("vmx_smm_test", ""),
+            ("vmx_enlightened_test", ""),
             ("vmx_near_valid_test", "2048"),
             ("nested_memory_test", "5 50"),
             ("nested_state_test", "1000 1000 1 /lab/mod/nested-vmx.ko"),
