@@ -10,8 +10,9 @@ use crate::cache::Cache;
 use crate::image::level::{self, Nest, Work};
 use crate::image::rootfs::Rootfs;
 use crate::kernel::Variant;
+use crate::machine::accel::Engine;
 use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
-use crate::options::Options;
+use crate::options::{Options, Vendor};
 use crate::step;
 
 use super::tools::{self, Tools};
@@ -60,6 +61,16 @@ pub fn nest(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Re
     })
 }
 
+/// Returns the number of processors of level 0.
+///
+/// With more than one, Bochs cannot run guests of KVM reliably; see errata.rst.
+pub fn processors(target: &Target) -> u32 {
+    match (target.engine, target.vendor) {
+        (Engine::Bochs, Vendor::Intel) => 1,
+        _ => target.smp,
+    }
+}
+
 /// Describes the run.
 pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Result<Run> {
     let last = levels.last;
@@ -77,6 +88,7 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -
         limits: limits(last),
         target: Target {
             memory: target.memory.max(level::memory(0, last)),
+            smp: processors(target),
             ..*target
         },
     })

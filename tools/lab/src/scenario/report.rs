@@ -13,7 +13,7 @@ use crate::machine::{Counters, Target};
 use crate::options::Paging;
 use crate::step::{clock, timings};
 
-use super::nested::Chain;
+use super::nested::{self, Chain};
 use super::{Bench, Levels, Provider, vendor_name, version};
 
 /// How many exit reasons the report shows.
@@ -157,7 +157,7 @@ pub fn nested(
     if target.engine == Engine::Bochs {
         row("Bochs", &version(bench, Engine::Bochs)?);
     }
-    row("vCPUs", &format!("{} at each level", target.smp));
+    row("vCPUs", &processors(target));
     if levels.paging == Paging::Shadow {
         row("guests' KVM", "with shadow paging");
     }
@@ -196,6 +196,14 @@ pub fn nested(
     }
     let _ = writeln!(text, "\nConsole: {}", outcome.log.display());
     Ok(text)
+}
+
+/// Says how many processors each level has.
+fn processors(target: &Target) -> String {
+    match nested::processors(target) {
+        same if same == target.smp => format!("{same} at each level"),
+        other => format!("{} at each level, {other} at L0", target.smp),
+    }
 }
 
 #[cfg(test)]
