@@ -6,6 +6,9 @@
 # make must not reach the kernel's.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
+# Of the debug information, nothing is used but line numbers in backtraces.
+export CARGO_PROFILE_DEV_DEBUG = line-tables-only
+
 lab = cargo run --quiet --locked --manifest-path tools/lab/Cargo.toml \
 	--target-dir build/cargo --
 

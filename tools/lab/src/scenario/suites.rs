@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::cache::Cache;
-use crate::checks;
+use crate::checks::{self, CheckOutcome};
 use crate::kernel::Variant;
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Status, Target};
@@ -37,7 +37,7 @@ pub struct Suite {
     pub failed: u32,
     /// Tests that did not run.
     pub skipped: u32,
-    /// How long it took, unless something else measured it.
+    /// How long it took, if it ran to its end.
     pub time: Option<Duration>,
     /// What failed, and why something was skipped.
     pub details: Vec<String>,
@@ -75,6 +75,19 @@ impl Suite {
     }
 }
 
+impl From<CheckOutcome> for Suite {
+    fn from(check: CheckOutcome) -> Self {
+        Self {
+            name: check.suite,
+            passed: check.passed,
+            failed: check.failed,
+            skipped: check.skipped,
+            time: Some(check.time),
+            details: check.detail.into_iter().collect(),
+        }
+    }
+}
+
 /// The name of the static checks, of which each is a line of the table.
 const CHECKS: &str = "static checks";
 
@@ -97,37 +110,9 @@ impl Selection {
 
 /// Runs what is selected and prints the table.
 pub fn test(cache: &Cache, options: &Options, selection: &Selection) -> Result<ExitCode> {
-    let checks = if selection.has(CHECKS) {
-        checks::run(cache, options)?
-    } else {
-        Vec::new()
-    };
-    let mut suites: Vec<Suite> = checks
-        .into_iter()
-        .map(|check| Suite {
-            name: check.suite,
-            passed: check.passed,
-            failed: check.failed,
-            skipped: check.skipped,
-            time: None,
-            details: check.detail.into_iter().collect(),
-        })
-        .collect();
-    suites.extend(machines(cache, options, selection)?);
-    ensure!(!suites.is_empty(), "no suite has a name like that");
-    print!("{}", table(&suites));
-    let failed: u32 = suites.iter().map(|suite| suite.failed).sum();
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-/// Runs the suites that boot machines, on both vendors.
-fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<Vec<Suite>> {
     let ground = Ground::prepare(cache, options)?;
     let mut jobs = Jobs::default();
+    jobs.add_several(CHECKS.into(), || static_checks(cache, options));
     for vendor in [Vendor::Amd, Vendor::Intel] {
         let target = Target {
             vendor,
@@ -140,7 +125,27 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
             upstream_suites(&mut jobs, cache, &ground, Target { engine, ..target });
         }
     }
-    jobs.run(selection)
+    let suites = jobs.run(selection)?;
+    ensure!(!suites.is_empty(), "no suite has a name like that");
+    print!("{}", table(&suites));
+    let failed: u32 = suites.iter().map(|suite| suite.failed).sum();
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the static checks: compilers, which machines that boot meanwhile leave time.
+fn static_checks(cache: &Cache, options: &Options) -> Vec<Suite> {
+    match checks::run(cache, options) {
+        Ok(checks) => checks.into_iter().map(Suite::from).collect(),
+        Err(error) => {
+            let mut suite = Suite::new(CHECKS.into());
+            suite.broke(&error);
+            vec![suite]
+        }
+    }
 }
 
 /// Everything that is built before the first machine boots.
