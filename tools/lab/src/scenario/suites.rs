@@ -2,6 +2,7 @@
 
 //! `lab test`: all suites, one line each, and the sum.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -343,16 +344,22 @@ pub fn table(suites: &[Suite]) -> String {
         );
     }
     // What failed comes last: of a long log, many places show the end only.
-    text.push('\n');
-    let skip = Verdict::Skipped.word();
-    for last in [false, true] {
-        for suite in suites {
-            let of_now = |detail: &&String| detail.starts_with(skip) != last;
-            for detail in suite.details.iter().filter(of_now) {
-                let _ = writeln!(text, "{}: {}", suite.name, detail.trim_end());
+    let mut skipped = BTreeMap::<&str, Vec<&str>>::new();
+    let mut failed = String::from("\n");
+    for suite in suites {
+        for detail in suite.details.iter().map(|detail| detail.trim_end()) {
+            if detail.starts_with(Verdict::Skipped.word()) {
+                skipped.entry(detail).or_default().push(&suite.name);
+            } else {
+                let _ = writeln!(failed, "{}: {detail}", suite.name);
             }
         }
     }
+    text.push('\n');
+    for (detail, suites) in skipped {
+        let _ = writeln!(text, "{detail}\n    in {}", suites.join("; "));
+    }
+    text.push_str(&failed);
     let sum = |count: fn(&Suite) -> u32| suites.iter().map(count).sum::<u32>();
     let _ = writeln!(
         text,
@@ -380,7 +387,20 @@ mod tests {
             text.ends_with("\n1 passed, 1 failed, 1 skipped\n"),
             "{text}"
         );
-        assert!(text.contains("one: skip: no such CPU") && text.contains("two: FAIL: broken"));
+        assert!(text.contains("\nskip: no such CPU\n    in one\n"), "{text}");
+        assert!(text.contains("\ntwo: FAIL: broken\n"), "{text}");
+    }
+
+    #[test]
+    fn a_reason_to_skip_is_said_once() {
+        let suites = ["one", "two"].map(|name| {
+            let mut suite = Suite::new(name.into());
+            suite.count(Verdict::Skipped, || "no such CPU".into());
+            suite
+        });
+        let text = table(&suites);
+        assert_eq!(text.matches("no such CPU").count(), 1, "{text}");
+        assert!(text.contains("in one; two\n"), "{text}");
     }
 
     #[test]
