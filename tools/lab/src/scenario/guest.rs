@@ -27,6 +27,7 @@ fn programs(vendor: Vendor) -> &'static [(&'static str, &'static str)] {
         Vendor::Amd => &[
             ("svm_instruction_test", ""),
             ("svm_vmrun_check_test", ""),
+            ("svm_event_test", ""),
             ("svm_intercept_test", ""),
             ("svm_address_space_test", "4000"),
             ("nested_memory_test", "10 100"),
