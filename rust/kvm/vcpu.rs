@@ -296,10 +296,13 @@ impl Vcpu {
         unsafe { bindings::kvm_queue_exception_e(self.as_ptr(), SS, 0) }
     }
 
-    /// Raises the exception `#DB`.
-    pub fn raise_debug(&self) {
+    /// Raises the exception `#DB` of a single step.
+    pub fn raise_single_step(&self) {
         const DB: u32 = 1;
+        const DR6_BREAKPOINTS: usize = 0xf;
+        const DR6_BS: usize = 1 << 14;
 
+        self.with_arch(|arch| arch.dr6 = arch.dr6 & !DR6_BREAKPOINTS | DR6_BS);
         // SAFETY: By the type invariants.
         unsafe { bindings::kvm_queue_exception(self.as_ptr(), DB) }
     }
