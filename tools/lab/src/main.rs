@@ -10,6 +10,7 @@ mod command;
 mod doc;
 mod host;
 mod image;
+mod hypervisor;
 mod kernel;
 mod machine;
 mod modules;
@@ -92,6 +93,11 @@ enum Action {
         check: bool,
     },
     /// Run the static checks
+    /// Run random programs of L1 and L2 with both providers in turn, and compare
+    Fuzz {
+        #[command(flatten)]
+        cases: scenario::Cases,
+    },
     Checks,
     /// Run Clippy over the kernel side and the host side
     Clippy,

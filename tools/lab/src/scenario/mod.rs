@@ -24,6 +24,7 @@ use clap::ValueEnum;
 
 use crate::cache::Cache;
 use crate::image::level::Module;
+use crate::hypervisor::{Hypervisor, Kind};
 use crate::kernel::{self, Kernel, Variant};
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Programs, Target};
@@ -84,6 +85,11 @@ impl Levels {
         };
         // Our module attaches to a KVM with nested paging only, and L1 would need it for L3.
         let served = (provider, levels.paging) != (Provider::Ours, Paging::Shadow);
+        let plain = levels.last == 2 && levels.paging == Paging::Nested && options.smp == 1;
+        ensure!(
+            options.l1 == Kind::Linux || plain && levels.without == Without::default(),
+            "L1=debian and L1=xen are for LEVELS=2 and SMP=1, with all that KVM can use"
+        );
         ensure!(
             served || levels.last <= 2,
             "LEVELS=3 with NPT=0 or EPT=0 is for PROVIDER=c: our module in L1 needs nested paging"
@@ -103,6 +109,8 @@ pub struct Bench {
     pub ours: Option<OurModules>,
     /// Directory of the logs of machines.
     pub logs: PathBuf,
+    /// What L1 is.
+    pub l1: Hypervisor,
 }
 
 impl Bench {
@@ -128,6 +136,7 @@ impl Bench {
             ours,
             logs: cache.root().join("runs"),
         })
+            l1: Hypervisor::Linux,
     }
 
     /// Returns the modules of level 0 in load order, with the parameters that the engine needs.
