@@ -62,6 +62,12 @@ test:
 	@$(lab) test
 
 shell:
+fuzz:
+	@$(lab) fuzz
+
+coverage:
+	@$(lab) coverage
+
 	@$(lab) shell
 
 setup:
@@ -89,4 +95,4 @@ doc:
 clean:
 	rm -rf build
 
-.PHONY: help run bench bench-check test shell setup kernel modules checks clippy fmt doc clean
+.PHONY: help run bench bench-check test fuzz coverage shell setup kernel modules checks clippy fmt doc clean

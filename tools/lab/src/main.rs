@@ -7,6 +7,7 @@ mod benchmark;
 mod cache;
 mod checks;
 mod command;
+mod coverage;
 mod doc;
 mod host;
 mod image;
@@ -99,6 +100,8 @@ enum Action {
         cases: scenario::Cases,
     },
     Checks,
+    /// Run the tests of nested/ on the host and print which lines they reach
+    Coverage,
     /// Run Clippy over the kernel side and the host side
     Clippy,
     /// Build the documents and rustdoc as HTML
@@ -193,6 +196,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             return Ok(verdict(&checks::run(&cache, options)?));
         }
         Action::Clippy => return Ok(verdict(&checks::clippy(&cache, options)?)),
+        Action::Coverage => return coverage::run(&cache),
         Action::Doc => doc::build(&cache, options)?,
     }
     Ok(ExitCode::SUCCESS)
