@@ -46,6 +46,7 @@ help:
 	@echo '  ONLY=TEXT          of make test: the suites whose names contain it; of make bench: the vendors'
 	@echo '  ROWS="NAME ..."    of make bench: these rows only, for example "cpuid hypercall"'
 	@echo '  TRANSITIONS=0|1    1: make bench counts VM entries and VMREADs, too, in another boot'
+	@echo '  CASES=20000 SEED=1 FIRST=0   of make fuzz: how many cases, and which'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
 	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
 
@@ -61,13 +62,13 @@ bench-check:
 test:
 	@$(lab) test
 
-shell:
 fuzz:
 	@$(lab) fuzz
 
 coverage:
 	@$(lab) coverage
 
+shell:
 	@$(lab) shell
 
 setup:

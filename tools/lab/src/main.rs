@@ -10,8 +10,8 @@ mod command;
 mod coverage;
 mod doc;
 mod host;
-mod image;
 mod hypervisor;
+mod image;
 mod kernel;
 mod machine;
 mod modules;
@@ -93,12 +93,12 @@ enum Action {
         #[arg(long)]
         check: bool,
     },
-    /// Run the static checks
     /// Run random programs of L1 and L2 with both providers in turn, and compare
     Fuzz {
         #[command(flatten)]
         cases: scenario::Cases,
     },
+    /// Run the static checks
     Checks,
     /// Run the tests of nested/ on the host and print which lines they reach
     Coverage,
@@ -192,11 +192,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 benchmark.publish(&vendors, rows)
             };
         }
+        Action::Fuzz { cases } => return scenario::fuzz(&cache, options, *cases),
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));
         }
-        Action::Clippy => return Ok(verdict(&checks::clippy(&cache, options)?)),
         Action::Coverage => return coverage::run(&cache),
+        Action::Clippy => return Ok(verdict(&checks::clippy(&cache, options)?)),
         Action::Doc => doc::build(&cache, options)?,
     }
     Ok(ExitCode::SUCCESS)
