@@ -153,6 +153,7 @@ pub fn nested(
     }
     row("provider", &provider.to_string());
     row("vendor", vendor_name(target.vendor));
+    row("L1", &bench.l1.name());
     row("L0 runs on", &target.engine.to_string());
     if target.engine == Engine::Bochs {
         row("Bochs", &version(bench, Engine::Bochs)?);

@@ -25,7 +25,9 @@ use super::harness::{self, PLANTS};
 use super::jobs::Jobs;
 use super::kept::{Once, Results};
 use super::tools::Tools;
-use super::{Bench, Levels, Provider, bare, guest, lifecycle, nested, selftests, vendor_name};
+use super::{
+    Bench, Cases, Levels, Provider, bare, fuzz, guest, lifecycle, nested, selftests, vendor_name,
+};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -219,6 +221,12 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
             life_cycle(suite, bench, &target, &ground.module_tests)
         });
     }
+    jobs.add(label("fuzz"), move |suite| {
+        let cases = Cases::of_test(target.vendor);
+        let outcome = fuzz::run(patched, &target, &ground.guest_tests, cases)?;
+        fuzz::count(suite, &outcome);
+        Ok(())
+    });
     jobs.add(label("guest tests, ours"), move |suite| {
         // The processor itself is at hand if it is an emulated one.
         let emulated = (target.vendor, target.engine) == (Vendor::Intel, Engine::Bochs);
