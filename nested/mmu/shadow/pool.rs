@@ -13,7 +13,7 @@ use super::{Array, DirtyPages, Flushed, Shadow, Tlbs};
 use crate::mmu::level::{Level, ENTRIES};
 
 /// Nodes of the reverse map that shall be free when faults begin.
-const SPARE_NODES: u64 = 1024;
+pub(super) const SPARE_NODES: u64 = 1024;
 
 /// Takes a page out of the free list.
 fn take<P: TablePages>(pages: &P, free: &P::Word, available: &P::Word) -> Option<u32> {
@@ -82,7 +82,7 @@ impl<P: TablePages> Shadow<P> {
         }
         if self.reverse.free() < SPARE_NODES
             && self.leaves.load() < self.reverse.capacity() / 2
-            && self.reverse.capacity() > 4 * SPARE_NODES
+            && self.reverse.is_worth_rebuilding()
         {
             self.rebuild_reverse();
         }

@@ -32,15 +32,19 @@ impl<P: TablePages> Shadow<P> {
         let Some(key) = self.live(root.handle).and_then(|table| table.key) else {
             return 0;
         };
+        if !walk.has_neighbours(&key.format) {
+            return 0;
+        }
         let Some(handle) = self.table_at(root.handle, walk.address, Level::Page4K) else {
             return 0;
         };
         let mut count = 0u32;
+        let mut found = *walk;
 
         for number in 0..NEIGHBOURS {
-            let Some(found) = walk.neighbour(&key.format, number) else {
+            if !found.move_to_neighbour(&key.format, number) {
                 continue;
-            };
+            }
             let Some(place) = self.place(handle, found.address) else {
                 return count;
             };

@@ -77,6 +77,14 @@ impl<W: Word> Reverse<W> {
         self.capacity().saturating_sub(self.taken.load())
     }
 
+    /// Returns whether so many nodes were given out that to look at all buckets, and at all tables,
+    /// is little for each.
+    pub(super) fn is_worth_rebuilding(&self) -> bool {
+        let buckets = u64::from(self.wanted_buckets);
+
+        self.capacity() > buckets.saturating_mul(2).max(4 * super::pool::SPARE_NODES)
+    }
+
     /// Returns whether there are all buckets.
     pub(super) const fn is_complete(&self) -> bool {
         self.buckets.len() >= self.wanted_buckets
