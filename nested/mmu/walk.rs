@@ -110,26 +110,33 @@ impl Walk {
             .flatten()
     }
 
-    /// Returns whether there is any page beside the one that was found, of those that
-    /// [`move_to_neighbour()`](Self::move_to_neighbour) would find.
-    pub fn has_neighbours(&self, format: &Format) -> bool {
-        let own = self.step(Level::Page4K).map(|step| step.raw);
+    /// Returns a bit for each number of a page beside the one that was found, of which
+    /// [`move_to_neighbour()`](Self::move_to_neighbour) may find something.
+    pub fn usable_neighbours(&self, format: &Format) -> u8 {
+        let Some(neighbours) = self.neighbours() else {
+            return 0;
+        };
+        let accessed = Self::accessed_flag(format);
+        let mut usable = 0;
 
-        self.neighbours().is_some_and(|neighbours| {
-            neighbours
-                .iter()
-                .any(|raw| own != Some(*raw) && Self::is_usable(format, *raw))
-        })
+        for raw in neighbours.iter().rev() {
+            let is_usable = Self::is_usable(accessed, *raw);
+            usable = usable << 1 | u8::from(is_usable);
+        }
+        let own = 1u8.wrapping_shl(u32::from(Level::Page4K.index(self.address)) & 7);
+        usable & !own
+    }
+
+    fn accessed_flag(format: &Format) -> u64 {
+        format
+            .accessed_dirty(Level::Page4K)
+            .map_or(0, |flags| flags.accessed)
     }
 
     /// Returns whether L2 can use the page of an entry of the lowest level without any flag being
     /// set.
-    fn is_usable(format: &Format, raw: u64) -> bool {
-        let has_flag = format
-            .accessed_dirty(Level::Page4K)
-            .is_none_or(|flags| raw & flags.accessed != 0);
-
-        has_flag && raw & 0x7 != 0
+    const fn is_usable(accessed: u64, raw: u64) -> bool {
+        raw & accessed == accessed && raw & 0x7 != 0
     }
 
     /// Makes of the walk what it would have found for the page with a number in the group of
@@ -139,7 +146,7 @@ impl Walk {
         let raw = self
             .neighbours()
             .and_then(|neighbours| neighbours.get(number).copied());
-        let Some(raw) = raw.filter(|raw| Self::is_usable(format, *raw)) else {
+        let Some(raw) = raw.filter(|raw| Self::is_usable(Self::accessed_flag(format), *raw)) else {
             return false;
         };
         let Decoded::Page {

@@ -214,6 +214,12 @@ impl Tables {
                 (true, shadow.pages_in_pool(), shadow.pages().room())
             })
             .unwrap_or((false, 0, 0));
+        let is_enough = self.write(vm, |shadow| {
+            shadow.as_mut().is_some_and(|shadow| shadow.replenish())
+        });
+        if is_enough {
+            return Ok(());
+        }
 
         if !has_shadow {
             let shadow = Shadow::new(Pages::new()?, config(vcpu));

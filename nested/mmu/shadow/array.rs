@@ -35,7 +35,22 @@ impl Array {
         pages.word(self.page_of(pages, index)?, digit(index, 0))
     }
 
+    /// Returns two words, the first of which has an even index: they are in the same page.
+    pub(super) fn get_pair<'a, P: TablePages>(
+        &self,
+        pages: &'a P,
+        index: u32,
+    ) -> Option<(&'a P::Word, &'a P::Word)> {
+        if index >= self.len {
+            return None;
+        }
+        let page = self.page_of(pages, index)?;
+        let digit = digit(index, 0);
+        Some((pages.word(page, digit)?, pages.word(page, digit | 1)?))
+    }
+
     /// Returns the page that a word is in.
+    #[inline]
     fn page_of<P: TablePages>(&self, pages: &P, index: u32) -> Option<u32> {
         let middle = follow(pages.word(self.top?, digit(index, 2))?)?;
         follow(pages.word(middle, digit(index, 1))?)

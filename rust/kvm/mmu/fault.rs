@@ -256,6 +256,7 @@ fn try_map<L: L2>(l2: &mut L, address: L2Gpa, access: Access, intent: Intent) ->
             l2_gpa: address.into_raw(),
             error_code,
             gfn: walk.page.into_raw() >> 12,
+            max_level: i32::from(walk.level.number()),
             prefetch: intent == Intent::Speculative,
             map: Some(map::<L>),
             ..Default::default()
