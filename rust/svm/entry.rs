@@ -183,6 +183,7 @@ fn enter_from_l1(svm: &mut SvmVcpu, vmcb12: Gpa, checked: Checked12<'_>) {
     let entered =
         enter(svm, vmcb12, checked, Pdptrs::Load).is_ok() && merge_permission_maps(svm).is_ok();
     if entered {
+        kvm::mmu::anticipate(svm);
         svm.stats().count_entry(svm.index());
     } else {
         svm.set_run_pending(RunPending::No);
