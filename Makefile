@@ -6,6 +6,9 @@
 # make must not reach the kernel's.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
+# Of the debug information, nothing is used but line numbers in backtraces.
+export CARGO_PROFILE_DEV_DEBUG = line-tables-only
+
 lab = cargo run --quiet --locked --manifest-path tools/lab/Cargo.toml \
 	--target-dir build/cargo --
 
@@ -19,6 +22,8 @@ help:
 	@echo '  make test        all tests; ends with "N passed, N failed, N skipped"'
 	@echo '  make bench       what operations of L2 cost, in instructions: tables and a chart'
 	@echo '  make bench-check measures, and fails if an operation takes over 2 % more than it did'
+	@echo '  make fuzz        random programs of L1 and L2, with C and with ours: both must do the same'
+	@echo '  make coverage    which lines of nested/ the tests on the host reach'
 	@echo '  make shell       a shell at level 0, with our module, QEMU and the selftests'
 	@echo
 	@echo '  make modules     nested-vmx.ko and nested-svm.ko'
@@ -31,6 +36,7 @@ help:
 	@echo 'Options, each with its default first:'
 	@echo '  VENDOR=amd|intel   SVM, emulated by QEMU, or VMX, emulated by Bochs'
 	@echo '  LEVELS=2|1|3       the last level: an L2, no L2, or an L3 in that L2'
+	@echo '  L1=linux|debian|xen   what L1 is: our kernel, Debian'"'"'s with its own KVM, Debian'"'"'s Xen'
 	@echo '  SMP=1|2|...        virtual CPUs of each level'
 	@echo '  NPT=1|0, EPT=1|0   0: shadow paging in KVM of the guests (amd: NPT, intel: EPT)'
 	@echo '  SHADOW_VMCS=1|0    intel: 0: no VMCS shadowing at any level'
@@ -40,6 +46,7 @@ help:
 	@echo '  ONLY=TEXT          of make test: the suites whose names contain it; of make bench: the vendors'
 	@echo '  ROWS="NAME ..."    of make bench: these rows only, for example "cpuid hypercall"'
 	@echo '  TRANSITIONS=0|1    1: make bench counts VM entries and VMREADs, too, in another boot'
+	@echo '  CASES=20000 SEED=1 FIRST=0   of make fuzz: how many cases, and which'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
 	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
 
@@ -54,6 +61,12 @@ bench-check:
 
 test:
 	@$(lab) test
+
+fuzz:
+	@$(lab) fuzz
+
+coverage:
+	@$(lab) coverage
 
 shell:
 	@$(lab) shell
@@ -83,4 +96,4 @@ doc:
 clean:
 	rm -rf build
 
-.PHONY: help run bench bench-check test shell setup kernel modules checks clippy fmt doc clean
+.PHONY: help run bench bench-check test fuzz coverage shell setup kernel modules checks clippy fmt doc clean

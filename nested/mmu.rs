@@ -3,6 +3,7 @@
 //! Page tables: those that L1 makes for L2, and the shadow of them that L2 runs on.
 
 pub mod access;
+pub mod counters;
 pub mod entry;
 pub mod ept;
 pub mod format;

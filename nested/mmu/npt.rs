@@ -57,7 +57,49 @@ pub struct Npt {
     pub physical_address_width: u32,
 }
 
+/// What the processor of L1 has that decides how NPT12 is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.
+    pub efer: u64,
+    /// Pages of 1 GiB exist.
+    pub gigabyte_pages: bool,
+    /// The physical-address width, in bits.
+    pub physical_address_width: u32,
+}
+
 impl Npt {
+    /// Takes what L1's processor had when it executed VMRUN.
+    pub const fn new(host: &Host, execute_trap: bool) -> Self {
+        const CR4_PSE: u64 = 1 << 4;
+        const CR4_PAE: u64 = 1 << 5;
+        const CR4_LA57: u64 = 1 << 12;
+        const EFER_LMA: u64 = 1 << 10;
+        const EFER_NXE: u64 = 1 << 11;
+
+        Self {
+            paging: if host.efer & EFER_LMA != 0 {
+                if host.cr4 & CR4_LA57 != 0 {
+                    Paging::Long5
+                } else {
+                    Paging::Long4
+                }
+            } else if host.cr4 & CR4_PAE != 0 {
+                Paging::Pae
+            } else {
+                Paging::Legacy {
+                    page_size_extension: host.cr4 & CR4_PSE != 0,
+                }
+            },
+            no_execute: host.efer & EFER_NXE != 0,
+            execute_trap,
+            gigabyte_pages: host.gigabyte_pages,
+            physical_address_width: host.physical_address_width,
+        }
+    }
+
     /// Returns the level of the table that nCR3 refers to.
     pub const fn top(&self) -> Level {
         match self.paging {

@@ -147,6 +147,27 @@ impl<P: TablePages> Shadow<P> {
         u64::from(self.inserted).saturating_sub(self.available.load())
     }
 
+    /// Returns the number of pages in the pool.
+    pub const fn pages_in_pool(&self) -> u32 {
+        self.inserted
+    }
+
+    /// Returns where the pages are.
+    pub const fn pages(&self) -> &P {
+        &self.pages
+    }
+
+    /// Returns where the pages are, for there to be room for more.
+    pub const fn pages_mut(&mut self) -> &mut P {
+        &mut self.pages
+    }
+
+    /// Says whether instructions may be fetched from large pages from now on. To be called before
+    /// [`zap_all()`](Self::zap_all).
+    pub const fn set_executable_large_pages(&mut self, allowed: bool) {
+        self.config.hardware.executable_large_pages = allowed;
+    }
+
     const fn hardware(&self) -> &Hardware {
         &self.config.hardware
     }

@@ -110,36 +110,69 @@ impl Walk {
             .flatten()
     }
 
-    /// Returns what the walk would have found for the page with a number in the group of
-    /// [`neighbours()`](Self::neighbours), if L2 can use it without any flag being set.
-    pub fn neighbour(&self, format: &Format, number: usize) -> Option<Self> {
-        let raw = *self.neighbours()?.get(number)?;
+    /// Returns a bit for each number of a page beside the one that was found, of which
+    /// [`move_to_neighbour()`](Self::move_to_neighbour) may find something.
+    pub fn usable_neighbours(&self, format: &Format) -> u8 {
+        let Some(neighbours) = self.neighbours() else {
+            return 0;
+        };
+        let accessed = Self::accessed_flag(format);
+        let mut usable = 0;
+
+        for raw in neighbours.iter().rev() {
+            let is_usable = Self::is_usable(accessed, *raw);
+            usable = usable << 1 | u8::from(is_usable);
+        }
+        let own = 1u8.wrapping_shl(u32::from(Level::Page4K.index(self.address)) & 7);
+        usable & !own
+    }
+
+    fn accessed_flag(format: &Format) -> u64 {
+        format
+            .accessed_dirty(Level::Page4K)
+            .map_or(0, |flags| flags.accessed)
+    }
+
+    /// Returns whether L2 can use the page of an entry of the lowest level without any flag being
+    /// set.
+    const fn is_usable(accessed: u64, raw: u64) -> bool {
+        raw & accessed == accessed && raw & 0x7 != 0
+    }
+
+    /// Makes of the walk what it would have found for the page with a number in the group of
+    /// [`neighbours()`](Self::neighbours). Returns whether L2 can use that without any flag being
+    /// set; if not, the walk stays what it is.
+    pub fn move_to_neighbour(&mut self, format: &Format, number: usize) -> bool {
+        let raw = self
+            .neighbours()
+            .and_then(|neighbours| neighbours.get(number).copied());
+        let Some(raw) = raw.filter(|raw| Self::is_usable(Self::accessed_flag(format), *raw)) else {
+            return false;
+        };
         let Decoded::Page {
             page,
             permissions,
             memory_type,
         } = format.decode(raw, Level::Page4K)
         else {
-            return None;
+            return false;
         };
-        let mut found = *self;
-        found.address = L2Gpa::from_raw(
-            self.address.into_raw() & !0x7fff | u64::try_from(number).ok()?.wrapping_shl(12),
-        );
-        found.page = page;
-        found.permissions = permissions;
-        found.memory_type = memory_type;
-        found.steps.first_mut()?.as_mut()?.raw = raw;
+        let (Ok(offset), Some(Some(step))) = (u64::try_from(number), self.steps.first_mut()) else {
+            return false;
+        };
 
-        if let Some(flags) = format.accessed_dirty(Level::Page4K) {
-            if raw & flags.accessed == 0 {
-                return None;
-            }
-            if raw & flags.dirty == 0 {
-                found.permissions = permissions.without(Permissions::WRITE);
-            }
+        step.raw = raw;
+        self.address = L2Gpa::from_raw(self.address.into_raw() & !0x7fff | offset.wrapping_shl(12));
+        self.page = page;
+        self.permissions = permissions;
+        self.memory_type = memory_type;
+        let is_clean = format
+            .accessed_dirty(Level::Page4K)
+            .is_some_and(|flags| raw & flags.dirty == 0);
+        if is_clean {
+            self.permissions = permissions.without(Permissions::WRITE);
         }
-        Some(found)
+        true
     }
 
     /// Returns the entries of the lowest level around the one that was used, which includes it.
@@ -165,8 +198,17 @@ pub fn walk(
     if !key.format.covers(address) {
         return Err(refuse(Why::NotPresent, Permissions::NONE));
     }
+    let mut found = Walk {
+        address,
+        page: Gpa::from_raw(0),
+        level: Level::Page4K,
+        permissions: Permissions::NONE,
+        memory_type: 0,
+        steps: [None; 5],
+        neighbours: [0; NEIGHBOURS],
+    };
     for _ in 0..ATTEMPTS {
-        let (mut found, permitted) = descend(memory, key, address)?;
+        let permitted = descend(memory, key, &mut found)?;
 
         if !key.format.permits(permitted, access) {
             return Err(refuse(Why::Forbidden, permitted));
@@ -220,22 +262,25 @@ fn read(
         .ok_or(INACCESSIBLE)
 }
 
-/// Reads entries from the top to the one that maps the page; returns what all of them permit, too.
+/// Reads entries from the top to the one that maps the page; returns what all of them permit.
 fn descend(
     memory: &impl GuestTables,
     key: &RootKey,
-    address: L2Gpa,
-) -> Result<(Walk, Permissions), Stop> {
+    found: &mut Walk,
+) -> Result<Permissions, Stop> {
     let format = &key.format;
-    let mut steps = [None; 5];
-    let mut neighbours = [0; NEIGHBOURS];
+    let address = found.address;
+    found.steps = [None; 5];
     let mut permitted = Permissions::ALL;
     let mut table = key.table;
     let mut next = Some(format.top());
 
     while let Some(level) = next {
-        let raw = read(memory, format, table, address, level, &mut neighbours)?;
-        if let Some(step) = steps.get_mut(usize::from(level.number().wrapping_sub(1))) {
+        let raw = read(memory, format, table, address, level, &mut found.neighbours)?;
+        if let Some(step) = found
+            .steps
+            .get_mut(usize::from(level.number().wrapping_sub(1)))
+        {
             *step = Some(Step { table, raw });
         }
         match format.decode(raw, level) {
@@ -260,16 +305,11 @@ fn descend(
                     level.size()
                 };
                 let within = address.into_raw() & size.wrapping_sub(1);
-                let found = Walk {
-                    address,
-                    page: Gpa::from_raw(page.into_raw() | within).page(),
-                    level,
-                    permissions,
-                    memory_type,
-                    steps,
-                    neighbours,
-                };
-                return Ok((found, permitted & permissions));
+                found.page = Gpa::from_raw(page.into_raw() | within).page();
+                found.level = level;
+                found.permissions = permissions;
+                found.memory_type = memory_type;
+                return Ok(permitted & permissions);
             }
         }
     }

@@ -321,3 +321,21 @@ fn nothing_is_left_of_what_was_forgotten() {
 
 #[path = "asid_model.rs"]
 mod model;
+
+#[test]
+fn tables_are_those_of_l1_without_nested_paging() {
+    let mut control = Control12 {
+        nested_cr3: crate::address::Gpa::from_raw(0x5000),
+        misc_ctl: misc::GMET,
+        ..Control12::default()
+    };
+    assert_eq!(Tables::new(&control, 0x20, 0xd01), Tables::NONE);
+
+    control.misc_ctl |= misc::NESTED_PAGING;
+    let tables = Tables::new(&control, 0x20, 0xd01);
+    assert!(tables.gmet && tables != Tables::NONE);
+    assert_eq!(
+        (tables.nested_cr3, tables.cr4, tables.efer),
+        (0x5000, 0x20, 0xd01)
+    );
+}

@@ -447,3 +447,17 @@ fn last_branch_records_are_those_of_l1_unless_l2_has_its_own() {
     assert_eq!((own.0.save.dbgctl, own.0.save.br_from), (DEBUGCTL_LBR, 4));
     assert_eq!((shared.0.save.dbgctl, shared.0.save.br_from), (0, 0));
 }
+
+#[test]
+fn debug_registers_are_loaded_if_l1_may_have_changed_them() {
+    let mut control = Control12 {
+        clean: u32::MAX,
+        ..Control12::default()
+    };
+
+    assert!(!loads_debug_registers(&control, Previous::Same));
+    assert!(loads_debug_registers(&control, Previous::Other));
+
+    control.clean = !Group::DebugRegisters.bit();
+    assert!(loads_debug_registers(&control, Previous::Same));
+}

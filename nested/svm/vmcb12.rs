@@ -466,6 +466,23 @@ mod tests {
     }
 
     #[test]
+    fn enlightenments_count_on_hypervs_interface_only() {
+        let mut control = Control12::default();
+        let (with, without) = (Cpu::with_everything(), Cpu::with_nothing());
+
+        control.clean = Group::Software.bit();
+        assert!(!control.direct_flush(&with) && !control.msr_map_is_unchanged(&with));
+
+        control.enlightenments.control =
+            Enlightenments::NESTED_FLUSH_HYPERCALL | Enlightenments::MSR_BITMAP;
+        assert!(control.direct_flush(&with) && control.msr_map_is_unchanged(&with));
+        assert!(!control.direct_flush(&without) && !control.msr_map_is_unchanged(&without));
+
+        control.clean = 0;
+        assert!(control.direct_flush(&with) && !control.msr_map_is_unchanged(&with));
+    }
+
+    #[test]
     fn what_the_virtual_cpu_lacks_is_not_in_the_snapshot() {
         let mut page = Page::new();
         page.bytes.fill(0xff);

@@ -82,6 +82,11 @@ impl Eptp {
         check_eptp(raw, capability, physical_address_width).map(|()| Self(raw))
     }
 
+    /// Takes the EPT pointer of a VMCS whose checks have passed.
+    pub const fn of_checked(raw: u64) -> Self {
+        Self(raw)
+    }
+
     /// Returns the number.
     pub const fn into_raw(self) -> u64 {
         self.0

@@ -54,6 +54,7 @@ int nested_helper_read_user_u64(unsigned long address, u64 *value);
 void *nested_helper_lock_page(struct gfn_to_pfn_cache *cache);
 void nested_helper_unlock_page(struct kvm_vcpu *vcpu, struct gfn_to_pfn_cache *cache);
 bool nested_helper_memory_epoch(struct kvm_vcpu *vcpu, u64 *sequence, u64 *generation);
+bool nested_helper_slot_generation(struct kvm_vcpu *vcpu, u64 *generation);
 bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa);
 bool nested_helper_is_legal_cr3(struct kvm_vcpu *vcpu, unsigned long cr3);
 bool nested_helper_is_cpuid_allowed(struct kvm_vcpu *vcpu);
@@ -213,6 +214,24 @@ void nested_helper_vmx_hv_exit_after_flush(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_vmenter(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_vmexit(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_reflected_vmexit(const struct vmcs12 *vmcs12);
+
+/* mmu.c */
+void *nested_helper_alloc_table(u64 *physical);
+void nested_helper_free_table(void *table);
+void nested_helper_log_dirty(struct kvm *kvm, gfn_t gfn);
+void nested_helper_mmu_read_lock(struct kvm *kvm);
+void nested_helper_mmu_read_unlock(struct kvm *kvm);
+void nested_helper_mmu_write_lock(struct kvm *kvm);
+void nested_helper_mmu_write_unlock(struct kvm *kvm);
+bool nested_helper_read_entries(struct kvm_vcpu *vcpu, gpa_t first, bool small, bool resident,
+				u64 *entries, u32 count);
+#define NESTED_EXCHANGE_DONE		0
+#define NESTED_EXCHANGE_CHANGED		1
+#define NESTED_EXCHANGE_READ_ONLY	2
+int nested_helper_exchange_entry(struct kvm_vcpu *vcpu, gpa_t gpa, bool small, u64 old, u64 new);
+bool nested_helper_guest_has_gbpages(struct kvm_vcpu *vcpu);
+bool nested_helper_has_ept(void);
+u64 nested_helper_random(void);
 
 /* svm.c */
 bool nested_helper_svm_attachable(void);

@@ -197,6 +197,22 @@ bool nested_helper_memory_epoch(struct kvm_vcpu *vcpu, u64 *sequence, u64 *gener
 	return true;
 }
 
+/*
+ * Returns false if the memslots are being changed.  A generation is another one
+ * than the last 2^18.
+ */
+bool nested_helper_slot_generation(struct kvm_vcpu *vcpu, u64 *generation)
+{
+	u64 now = kvm_vcpu_memslots(vcpu)->generation;
+
+	if (now & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)
+		return false;
+
+	/* KVM says when 19 bits wrap around, of which the address space has one. */
+	*generation = now / kvm_arch_nr_memslot_as_ids(vcpu->kvm);
+	return kvm_arch_nr_memslot_as_ids(vcpu->kvm) > 1 || now < BIT_ULL(18);
+}
+
 /* cpuid.h */
 
 bool nested_helper_is_legal_gpa(struct kvm_vcpu *vcpu, gpa_t gpa)

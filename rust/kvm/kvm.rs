@@ -7,10 +7,12 @@
 
 pub mod bindings;
 pub mod memory;
+pub mod mmu;
 pub mod page_cache;
 pub mod preemption;
 pub mod stats;
 pub mod vcpu;
+pub mod vm;
 
 pub use memory::{
     MappedPage,
@@ -27,3 +29,4 @@ pub use vcpu::{
     RunPending,
     Vcpu, //
 };
+pub use vm::VmData;

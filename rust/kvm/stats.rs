@@ -10,8 +10,8 @@
 //! - `entries` has two lines: `entered`, how many entries that L1 asked for were made, and
 //!   `refused`, how many failed a consistency check.
 //! - `failed_checks` has a line for each check that has failed: its name, and how often.
+//! - `mmu` has a line for each thing that the shadow tables count: its name, and how often.
 
-use crate::bindings;
 use core::{
     fmt,
     ops::{
@@ -25,8 +25,6 @@ use kernel::{
         Dir,
         Scope, //
     },
-    error::from_result,
-    ffi::c_int,
     new_spinlock,
     prelude::*,
     str::CString,
@@ -35,6 +33,7 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
+        Arc,
         SpinLock, //
     }, //
 };
@@ -45,6 +44,7 @@ use nested::entries::{
 };
 use nested::exits::ExitCounters;
 pub use nested::exits::Reason;
+use nested::mmu;
 
 kernel::sync::global_lock! {
     // SAFETY: `StatsRoot::new()` initializes it before the module registers any op.
@@ -163,6 +163,7 @@ struct Counters<R: Reason> {
     exits: ExitCounters<R, Cells>,
     #[pin]
     entries: Entries,
+    mmu: Arc<mmu::counters::Counters>,
 }
 
 /// The statistics of a VM, whose exits of L2 have reasons of type `R`.
@@ -172,99 +173,63 @@ pub struct VmStats<R: Reason> {
     counters: Scope<Counters<R>>,
 }
 
+/// Calls `create` with the directory of all VMs.
+///
+/// # Errors
+///
+/// `ENODEV` if there is none, and those of `create`.
+pub(crate) fn with_root<T>(create: impl FnOnce(&Dir) -> Result<T>) -> Result<T> {
+    create(ROOT.lock().as_ref().ok_or(ENODEV)?)
+}
+
+/// Returns the name of the directory of a new VM, which the current process creates.
+///
+/// # Errors
+///
+/// `ENOMEM` if memory is short.
+pub(crate) fn next_name() -> Result<CString> {
+    // By way of C: what bindgen makes of the layout of `task_struct` is not to be relied on.
+    let pid = kernel::current!().tgid_nr_ns(None);
+    let number = NEXT_VM.fetch_add(1, Relaxed);
+
+    CString::try_from_fmt(fmt!("{pid}-{number}"))
+}
+
 impl<R: Reason + Send + Sync + 'static> VmStats<R> {
-    /// The op that is called when a VM that can use nested virtualization is created.
-    ///
-    /// # Safety
-    ///
-    /// `kvm` is a VM that no one else uses yet.
-    pub unsafe extern "C" fn vm_init(kvm: *mut bindings::kvm) -> c_int {
-        // SAFETY: By the requirements of this function.
-        from_result(|| unsafe { Self::install(kvm) }.map(|()| 0))
-    }
-
-    /// The op that is called when such a VM is destroyed.
-    ///
-    /// # Safety
-    ///
-    /// [`Self::vm_init`] has succeeded for `kvm`, which has no vCPU any more.
-    pub unsafe extern "C" fn vm_destroy(kvm: *mut bindings::kvm) {
-        // SAFETY: By the requirements of this function.
-        unsafe { Self::remove(kvm) };
-    }
-
-    /// Creates the statistics of `kvm`, and makes them its `nested_data`.
+    /// Creates the statistics of a VM, with a directory of that name below `root`. `mmu` is what its
+    /// shadow tables count.
     ///
     /// # Errors
     ///
     /// `ENOMEM` if memory is short.
-    ///
-    /// # Safety
-    ///
-    /// `kvm` is a VM that no one else uses yet.
-    unsafe fn install(kvm: *mut bindings::kvm) -> Result {
-        // By way of C: what bindgen makes of the layout of `task_struct` is not to be relied on.
-        let pid = kernel::current!().tgid_nr_ns(None);
-        let number = NEXT_VM.fetch_add(1, Relaxed);
-        let name = CString::try_from_fmt(fmt!("{pid}-{number}"))?;
+    pub(crate) fn new<'a>(
+        root: &'a Dir,
+        name: &'a CStr,
+        mmu: Arc<mmu::counters::Counters>,
+    ) -> Result<impl PinInit<Self, Error> + use<'a, R>> {
         let cells = Cells::zeroed(ExitCounters::<R, Cells>::CELLS)?;
         let counters = try_pin_init!(Counters {
             exits: ExitCounters::new(cells),
             entries <- Entries::new(),
+            mmu,
         }? Error);
 
-        let root = ROOT.lock();
-        let root = root.as_ref().ok_or(ENODEV)?;
-        let stats = KBox::pin_init(
-            try_pin_init!(Self {
-                counters <- root.scope::<_, Error, _>(counters, &name, |counters, dir| {
-                    dir.read_callback_file(c"exits", &counters.exits, &fmt::Display::fmt);
-                    dir.read_callback_file(c"entries", &counters.entries, &Entries::show);
-                    dir.read_callback_file(
-                        c"failed_checks",
-                        &counters.entries,
-                        &Entries::show_failed,
-                    );
-                }),
-            }? Error),
-            GFP_KERNEL_ACCOUNT,
-        )?;
-
-        // SAFETY: The box is not moved out of: `remove()` makes a pinned box of it again.
-        let stats = KBox::into_raw(unsafe { Pin::into_inner_unchecked(stats) });
-
-        // SAFETY: By the requirements of this function, `kvm` is valid and no one else uses it yet.
-        unsafe { (*kvm).arch.nested_data = stats.cast() };
-        Ok(())
-    }
-
-    /// Frees the statistics of `kvm`.
-    ///
-    /// # Safety
-    ///
-    /// [`Self::install`] has succeeded for `kvm`, which no one uses any more.
-    unsafe fn remove(kvm: *mut bindings::kvm) {
-        // SAFETY: By the requirements of this function, `kvm` is valid.
-        let stats = unsafe { (*kvm).arch.nested_data };
-
-        // SAFETY: `install()` has set the pointer to such a box, and this is the end of the VM.
-        drop(unsafe { KBox::<Self>::from_raw(stats.cast()) });
+        Ok(try_pin_init!(Self {
+            counters <- root.scope::<_, Error, _>(counters, name, |counters, dir| {
+                dir.read_callback_file(c"exits", &counters.exits, &fmt::Display::fmt);
+                dir.read_callback_file(c"entries", &counters.entries, &Entries::show);
+                dir.read_callback_file(
+                    c"failed_checks",
+                    &counters.entries,
+                    &Entries::show_failed,
+                );
+                dir.read_callback_file(c"mmu", &counters.mmu, &|mmu, f| fmt::Display::fmt(&**mmu, f));
+            }),
+        }? Error))
     }
 }
 
 impl<R: Reason> VmStats<R> {
-    /// Returns the statistics of `kvm`.
-    ///
-    /// # Safety
-    ///
-    /// [`Self::vm_init`] must have succeeded for `kvm` with the same `R`, and [`Self::vm_destroy`]
-    /// must not be called during `'a`.
-    pub(crate) unsafe fn of<'a>(kvm: *mut bindings::kvm) -> &'a Self {
-        // SAFETY: By the requirements of this function, `kvm` is valid and `nested_data` points to
-        // statistics of this type.
-        unsafe { &*(*kvm).arch.nested_data.cast() }
-    }
-
     /// Returns the counters of the exits of L2.
     pub fn exits(&self) -> &ExitCounters<R, impl Deref<Target = [AtomicU64]>> {
         &self.counters.exits

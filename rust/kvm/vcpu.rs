@@ -8,6 +8,7 @@ use crate::{
         Reason,
         VmStats, //
     },
+    vm::VmData, //
 };
 use kernel::{
     ffi::{
@@ -85,14 +86,14 @@ impl Vcpu {
     ///
     /// # Safety
     ///
-    /// [`VmStats::<R>::vm_init`](VmStats::vm_init) must be the provider's op.
+    /// [`VmData::<R>::vm_init`](VmData::vm_init) must be the provider's op.
     pub unsafe fn vm_stats<R: Reason>(&self) -> &VmStats<R> {
         // SAFETY: By the type invariants, the vCPU and hence its VM are valid.
         let kvm = unsafe { (*self.as_ptr()).kvm };
 
         // SAFETY: By the type invariants the VM has `nested_enabled`, by the requirements of this
         // function it has got its statistics, and it lives longer than its vCPU.
-        unsafe { VmStats::of(kvm) }
+        unsafe { VmData::stats(kvm) }
     }
 
     /// Returns the architectural state, which KVM keeps in a structure of its own.
@@ -296,10 +297,13 @@ impl Vcpu {
         unsafe { bindings::kvm_queue_exception_e(self.as_ptr(), SS, 0) }
     }
 
-    /// Raises the exception `#DB`.
-    pub fn raise_debug(&self) {
+    /// Raises the exception `#DB` of a single step.
+    pub fn raise_single_step(&self) {
         const DB: u32 = 1;
+        const DR6_BREAKPOINTS: usize = 0xf;
+        const DR6_BS: usize = 1 << 14;
 
+        self.with_arch(|arch| arch.dr6 = arch.dr6 & !DR6_BREAKPOINTS | DR6_BS);
         // SAFETY: By the type invariants.
         unsafe { bindings::kvm_queue_exception(self.as_ptr(), DB) }
     }

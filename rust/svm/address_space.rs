@@ -7,7 +7,10 @@
 //! the current one. That of vmcb01 is in vmcb01, while L2 is active; those of L2 are in
 //! [`AddressSpaces`].
 
-use crate::vcpu::SvmVcpu;
+use crate::{
+    mmu,
+    vcpu::SvmVcpu, //
+};
 use kvm::bindings;
 use nested::svm::{
     asid::{
@@ -84,7 +87,7 @@ impl Machine for SvmVcpu {
     }
 
     fn synchronize(&mut self) {
-        self.request_mmu_sync();
+        mmu::synchronize(self);
     }
 
     fn flush_l1(&mut self) {
@@ -150,7 +153,7 @@ pub(crate) fn invalidate_page(svm: &mut SvmVcpu, asid: u32, address: usize) {
     match svm.address_spaces().invalidate(asid) {
         Invalidated::Later => (),
         Invalidated::InUse => {
-            svm.request_mmu_sync();
+            mmu::synchronize(svm);
             svm.request_guest_tlb_flush();
         }
     }

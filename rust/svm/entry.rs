@@ -37,7 +37,8 @@ use nested::{
             DR6_ACTIVE_LOW,
             EFER_LMA,
             EFER_LME,
-            RFLAGS_FIXED, //
+            RFLAGS_FIXED,
+            RFLAGS_TF, //
         },
         check::{
             check_vmcb12,
@@ -118,7 +119,13 @@ fn vmrun(svm: &mut SvmVcpu) -> Result<c_int, Refusal> {
     }
     match checked {
         Ok(checked) => enter_from_l1(svm, vmcb12, checked),
-        Err(invalid) => svm.trace_failed_check(invalid.name()),
+        Err(invalid) => {
+            svm.trace_failed_check(invalid.name());
+            if svm.rflags() as u64 & RFLAGS_TF != 0 {
+                // As after any other exit.
+                svm.raise_single_step();
+            }
+        }
     }
     // It counts as executed in L2, if L2 was entered.
     svm.retire_instruction();
@@ -176,6 +183,7 @@ fn enter_from_l1(svm: &mut SvmVcpu, vmcb12: Gpa, checked: Checked12<'_>) {
     let entered =
         enter(svm, vmcb12, checked, Pdptrs::Load).is_ok() && merge_permission_maps(svm).is_ok();
     if entered {
+        kvm::mmu::anticipate(svm);
         svm.stats().count_entry(svm.index());
     } else {
         svm.set_run_pending(RunPending::No);

@@ -190,7 +190,7 @@ pub(crate) fn reflect(svm: &mut SvmVcpu) {
 
     // The trap of a VMRUN that is single-stepped comes before the next instruction of L1.
     if svm.vmcb01().0.save.rflags & RFLAGS_TF != 0 {
-        svm.raise_debug();
+        svm.raise_single_step();
     }
     // Other vCPUs can profit at once.
     if svm.apicv_is_activated() {

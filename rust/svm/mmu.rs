@@ -2,8 +2,8 @@
 
 //! The page tables that L2 runs on.
 //!
-//! If L1 has nested paging for L2, KVM's shadow MMU translates what L1's tables say; if it has not,
-//! L2 runs on the tables of L1.
+//! If L1 has nested paging for L2, L2 runs on a shadow of L1's tables; if it has not, L2 runs on the
+//! tables of L1.
 
 use crate::{
     exit,
@@ -15,11 +15,46 @@ use kernel::ffi::{
 };
 use kvm::{
     bindings,
+    mmu::{
+        LoadedRoot,
+        L2, //
+    },
     Vcpu, //
 };
 use nested::{
-    address::Gpa,
-    memory::GuestMemory,
+    address::{
+        Gpa,
+        L2Gpa, //
+    },
+    memory::{
+        GuestMemory,
+        GuestTables, //
+    },
+    mmu::{
+        access::{
+            Access,
+            Kind,
+            Mode,
+            Stage, //
+        },
+        format::{
+            Format,
+            RootKey, //
+        },
+        npt::{
+            error,
+            Host,
+            Npt, //
+        },
+        shadow::FlushScope,
+        walk::{
+            walk,
+            Intent,
+            Refusal,
+            Stop,
+            Walk, //
+        }, //
+    },
     svm::{
         bits::register::CR3_PDPT_BASE,
         ExitCode, //
@@ -56,11 +91,20 @@ pub(crate) fn enter_nested_paging(svm: &mut SvmVcpu) {
         arch.ngpa_walk.get_pdptr = Some(nested_pdptr);
         arch.ngpa_walk.inject_page_fault = Some(inject_nested_page_fault);
     });
+    kvm::mmu::check_root(svm);
 }
 
 /// Makes KVM use the page tables of L1.
 pub(crate) fn leave_nested_paging(svm: &mut SvmVcpu) {
     svm.with_arch(|arch| arch.mmu = &raw mut arch.root_mmu);
+}
+
+/// Makes the tables that L2 is about to run on agree with what L1 has flushed.
+pub(crate) fn synchronize(svm: &mut SvmVcpu) {
+    if svm.control12().nested_paging() {
+        let table = svm.key().table;
+        kvm::mmu::sync(svm, FlushScope::Table(table));
+    }
 }
 
 /// Loads CR3 of L1 or L2, whichever is active.
@@ -127,8 +171,8 @@ unsafe extern "C" fn nested_pdptr(vcpu: *mut bindings::kvm_vcpu, index: c_int) -
     }
 }
 
-/// Called by KVM's walker of nested page tables, or when hardware has reported a fault: L1's tables
-/// do not allow an access of L2.
+/// Called by KVM's walker of nested page tables: L1's tables do not allow an access of L2 that KVM
+/// makes for it.
 ///
 /// # Safety
 ///
@@ -140,16 +184,108 @@ unsafe extern "C" fn inject_nested_page_fault(
 ) {
     // SAFETY: By the requirements of this function.
     let (svm, fault) = unsafe { (SvmVcpu::from_vcpu(vcpu), &*fault) };
+    // SAFETY: All members of the union are integers; for a page fault it is the address.
+    let address = unsafe { fault.__bindgen_anon_1.address };
+
+    kvm::mmu::forget(svm, L2Gpa::from_raw(address));
+    reflect_fault(svm, fault.error_code, address, from_hardware);
+}
+
+/// Exits to L1 with a nested page fault.
+fn reflect_fault(svm: &mut SvmVcpu, error_code: u64, address: u64, from_hardware: bool) {
     let control = &mut svm.current_vmcb().control;
 
     control.exit_info_1 = nested::svm::exit::nested_page_fault_error(
-        fault.error_code,
+        error_code,
         from_hardware.then_some(control.exit_info_1),
     );
-    // SAFETY: All members of the union are integers; for a page fault it is the address.
-    control.exit_info_2 = unsafe { fault.__bindgen_anon_1.address };
+    control.exit_info_2 = address;
     control.exit_code = ExitCode::NPF.into_raw();
     exit::reflect(svm);
+}
+
+/// Returns the format of L1's nested page tables.
+fn format(svm: &mut SvmVcpu) -> Npt {
+    let execute_trap = svm.control12().gmet();
+    let save01 = &svm.vmcb01().0.save;
+    let (cr4, efer) = (save01.cr4, save01.efer);
+    let host = Host {
+        cr4,
+        efer,
+        // SAFETY: By the invariants of `SvmVcpu`; reads the capabilities of the vCPU.
+        gigabyte_pages: unsafe { bindings::nested_helper_guest_has_gbpages(svm.as_ptr()) },
+        physical_address_width: svm.with_arch(|arch| arch.maxphyaddr as u32),
+    };
+
+    Npt::new(&host, execute_trap)
+}
+
+impl L2 for SvmVcpu {
+    const KNOWS_ACCESS_OF_RESERVED: bool = true;
+
+    fn vcpu(&self) -> &Vcpu {
+        self
+    }
+
+    fn key(&mut self) -> RootKey {
+        let format = format(self);
+
+        RootKey {
+            format: Format::Npt(format),
+            table: format.table(self.page_table()),
+        }
+    }
+
+    fn page_table(&self) -> u64 {
+        self.control12().nested_cr3.into_raw()
+    }
+
+    fn loaded_root(&mut self) -> &mut LoadedRoot {
+        SvmVcpu::loaded_root(self)
+    }
+
+    fn access(&self, error_code: u64) -> Access {
+        Access {
+            kind: if error_code & error::FETCH != 0 {
+                Kind::Fetch
+            } else if error_code & error::WRITE != 0 {
+                Kind::Write
+            } else {
+                Kind::Read
+            },
+            mode: if error_code & error::USER != 0 {
+                Mode::User
+            } else {
+                Mode::Supervisor
+            },
+            stage: if error_code & error::PAGE_TABLE != 0 {
+                Stage::PageTable
+            } else {
+                Stage::Final
+            },
+        }
+    }
+
+    fn walk(
+        &mut self,
+        memory: &impl GuestTables,
+        key: &RootKey,
+        address: L2Gpa,
+        access: Access,
+        intent: Intent,
+    ) -> Result<Walk, Stop> {
+        walk(memory, &(), key, address, access, intent)
+    }
+
+    fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access) {
+        let error_code = format(self).error_code(refusal, access);
+
+        reflect_fault(self, error_code, address.into_raw(), true);
+    }
+
+    fn without_memory_type(_attributes: u64) -> Option<u64> {
+        None
+    }
 }
 
 /// Called when KVM needs an address of L1 for one of L2.

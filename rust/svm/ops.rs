@@ -28,7 +28,7 @@ use kernel::{
 use kvm::{
     bindings,
     SharedPage,
-    VmStats, //
+    VmData, //
 };
 use nested::{
     address::Gpa,
@@ -46,10 +46,10 @@ const EXIT_DONE: c_int = bindings::NESTED_EXIT_DONE as c_int;
 /// Builds the ops of `module`.
 pub(crate) fn build(module: &ThisModule) -> bindings::svm_nested_ops {
     bindings::svm_nested_ops {
-        x86: bindings::kvm_x86_nested_ops {
+        x86: kvm::mmu::add_ops(bindings::kvm_x86_nested_ops {
             owner: module.as_ptr().cast(),
-            vm_init: Some(VmStats::<ExitCode>::vm_init),
-            vm_destroy: Some(VmStats::<ExitCode>::vm_destroy),
+            vm_init: Some(VmData::<ExitCode>::vm_init),
+            vm_destroy: Some(VmData::<ExitCode>::vm_destroy),
             leave_nested: Some(leave_nested),
             translate_nested_gpa: Some(mmu::translate_nested_gpa),
             is_exception_vmexit: Some(is_exception_vmexit),
@@ -59,8 +59,11 @@ pub(crate) fn build(module: &ThisModule) -> bindings::svm_nested_ops {
             get_state: Some(get_state),
             set_state: Some(set_state),
             hv_inject_synthetic_vmexit_post_tlb_flush: Some(reflect_direct_flush),
+            mmu_load: Some(mmu_load),
+            mmu_unload: Some(mmu_unload),
+            mmu_fault: Some(mmu_fault),
             ..Default::default()
-        },
+        }),
         allocate: Some(allocate),
         free: Some(free),
         check_permissions: Some(check_permissions),
@@ -132,6 +135,16 @@ ops! {
     /// Exits to L1 after a direct flush.
     fn reflect_direct_flush(svm: from_vcpu(bindings::kvm_vcpu)) {
         events::reflect_direct_flush(svm);
+    }
+
+    /// Loads the root that L2 is to run with.
+    fn mmu_load(svm: from_vcpu(bindings::kvm_vcpu)) -> c_int {
+        kvm::mmu::load_root(svm)
+    }
+
+    /// Gives it up.
+    fn mmu_unload(svm: from_vcpu(bindings::kvm_vcpu)) {
+        kvm::mmu::release_root(svm);
     }
 
     /// L1 has set EFER.SVME.
@@ -254,6 +267,21 @@ unsafe extern "C" fn is_exception_vmexit(
 ) -> bool {
     // SAFETY: By the requirements of this function.
     events::intercepts_exception(unsafe { SvmVcpu::from_vcpu(vcpu) }, vector)
+}
+
+/// The processor has refused an access of L2 to `address`: returns 0 if it is to be emulated, 1 if
+/// the guest goes on, or an error.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn mmu_fault(
+    vcpu: *mut bindings::kvm_vcpu,
+    address: bindings::gpa_t,
+    error_code: u64,
+) -> c_int {
+    // SAFETY: By the requirements of this function.
+    kvm::mmu::handle_fault(unsafe { SvmVcpu::from_vcpu(vcpu) }, address, error_code)
 }
 
 /// Enters L2 by RSM: returns 0, or 1 on failure.

@@ -30,6 +30,10 @@ use kernel::{
 };
 use kvm::{
     bindings,
+    mmu::{
+        self,
+        LoadedRoot, //
+    },
     PageCache,
     RunPending,
     SharedPage, //
@@ -67,6 +71,7 @@ pub(crate) fn allocate(svm: &mut SvmVcpu) -> Result {
         Private {
             address_spaces: address_space::new(),
             pages: PageCache::new(svm)?,
+            root: LoadedRoot::default(),
         },
         GFP_KERNEL_ACCOUNT,
     )?;
@@ -104,6 +109,8 @@ pub(crate) fn free(svm: &mut SvmVcpu) {
         pr_warn_once!("L2 is active while its VMCB is freed\n");
         svm.switch_to_vmcb01();
     }
+
+    mmu::unload_root(svm);
 
     let nested = &mut svm.fields().nested;
     // SAFETY: All were allocated by `allocate()`, and the vCPU runs with vmcb01.

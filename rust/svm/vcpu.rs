@@ -14,6 +14,7 @@ use core::{
 use kernel::types::Opaque;
 use kvm::{
     bindings,
+    mmu::LoadedRoot,
     MappedPage,
     PageCache,
     Vcpu,
@@ -53,6 +54,8 @@ pub(crate) struct Private {
     pub(crate) address_spaces: AddressSpaces,
     /// The VMCBs that L1 uses.
     pub(crate) pages: PageCache,
+    /// The root of the tables that L2 runs on.
+    pub(crate) root: LoadedRoot,
 }
 
 /// What kvm-amd keeps of a vCPU's nested state, borrowed at the same time.
@@ -230,6 +233,14 @@ impl SvmVcpu {
 
         // SAFETY: By the type invariants it is there; nothing else refers to this part.
         unsafe { &mut (*private).address_spaces }
+    }
+
+    /// Returns the root of the tables that L2 runs on.
+    pub(crate) fn loaded_root(&mut self) -> &mut LoadedRoot {
+        let private = self.private();
+
+        // SAFETY: As above.
+        unsafe { &mut (*private).root }
     }
 
     /// Gives access to a page of L1's memory that is used often. Until it is dropped nothing may

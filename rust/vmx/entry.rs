@@ -288,7 +288,10 @@ fn enter_from_l1(vmx: &mut VmxVcpu, vmcs12: Checked<'_, Vmcs12>) -> c_int {
     vmx.nested().has_preemption_timer_deadline = false;
 
     match enter(vmx, vmcs12, Origin::Instruction) {
-        Ok(()) => vmx.stats().count_entry(vmx.index()),
+        Ok(()) => {
+            kvm::mmu::anticipate(vmx);
+            vmx.stats().count_entry(vmx.index());
+        }
         Err(Refused::FailedEntry {
             reason,
             qualification,

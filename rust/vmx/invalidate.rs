@@ -50,7 +50,7 @@ pub(crate) fn invept(vmx: &mut VmxVcpu) -> Result<(), Stop> {
     let width = vmx.physical_address_width();
 
     match kind.request(descriptor, capability, width)? {
-        Invept::SingleContext(eptp) => mmu::invalidate_ept(vmx, Some(eptp.into_raw())),
+        Invept::SingleContext(eptp) => mmu::invalidate_ept(vmx, Some(eptp)),
         Invept::Global => mmu::invalidate_ept(vmx, None),
     }
     Ok(())

@@ -2,26 +2,65 @@
 
 //! The page tables that L2 runs on.
 //!
-//! If L1 has EPT for L2, KVM's shadow MMU translates what L1's tables say; if it has not, L2 runs on
-//! the tables of L1.
+//! If L1 has EPT for L2, L2 runs on a shadow of L1's tables; if it has not, L2 runs on the tables of
+//! L1.
 
 use crate::{
     entry::Origin,
     exit,
+    pml,
     vcpu::VmxVcpu, //
 };
+use core::cell::Cell;
 use kernel::ffi::{
     c_int,
     c_ulong, //
 };
 use kvm::{
     bindings,
+    mmu::{
+        LoadedRoot,
+        L2, //
+    },
     Vcpu, //
 };
 use nested::{
+    address::{
+        Gpa,
+        L2Gpa, //
+    },
     checked::Checked,
+    memory::GuestTables,
+    mmu::{
+        access::{
+            Access,
+            Kind,
+            Mode,
+            Stage, //
+        },
+        ept::{
+            Ept,
+            EptExit,
+            Linear, //
+        },
+        format::{
+            Format,
+            RootKey, //
+        },
+        shadow::FlushScope,
+        walk::{
+            walk,
+            DirtyLog,
+            Intent,
+            LogFull,
+            Refusal,
+            Stop,
+            Walk, //
+        }, //
+    },
     vmx::{
         capability::msrs::ept,
+        eptp::Eptp,
         exit::information::{
             ExitInformation,
             ReasonField, //
@@ -145,6 +184,7 @@ pub(crate) fn use_eptp(vmx: &mut VmxVcpu) {
             eptp,
         );
     }
+    kvm::mmu::check_root(vmx);
 }
 
 /// Makes KVM use the page tables of L1.
@@ -153,8 +193,6 @@ pub(crate) fn leave_ept(vmx: &mut VmxVcpu) {
 }
 
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
-/// The address in an EPT pointer. Translations are tagged by it alone.
-const EPTP_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// The VPIDs of kvm-intel.
 struct Vpids;
@@ -225,49 +263,17 @@ pub(crate) fn flush_at_transition(vmx: &mut VmxVcpu) {
     }
 }
 
-/// Drops the shadow tables of an EPT pointer, or all.
-pub(crate) fn invalidate_ept(vmx: &mut VmxVcpu, eptp: Option<u64>) {
-    let roots = match eptp {
-        None => u64::MAX,
-        Some(eptp) => vmx.with_arch(|arch| {
-            let mmu = &arch.guest_mmu;
-            let current = if matches(&mmu.root, eptp) {
-                ROOT_CURRENT
-            } else {
-                0
-            };
-
-            current | previous_roots(mmu, eptp)
-        }),
+/// Makes the shadow of the tables of an EPT pointer, or of all, agree with them.
+///
+/// The processor's translations by them are flushed before L2 runs on them again.
+pub(crate) fn invalidate_ept(vmx: &mut VmxVcpu, eptp: Option<Eptp>) {
+    let scope = match eptp {
+        Some(eptp) => FlushScope::Table(eptp.table()),
+        None => FlushScope::All,
     };
-    if roots != 0 {
-        free_roots(vmx, roots);
-    }
-}
 
-/// Drops shadow tables of EPT12.
-pub(crate) fn free_roots(vmx: &mut VmxVcpu, roots: u64) {
-    const ALL: u64 = (1 << (1 + bindings::KVM_MMU_NUM_PREV_ROOTS)) - 1;
-
-    let mmu = vmx.with_arch(|arch| &raw mut arch.guest_mmu);
-    // SAFETY: By the invariants of `VmxVcpu`; the MMU is a part of the vCPU.
-    unsafe { bindings::kvm_mmu_free_roots((*vmx.as_ptr()).kvm, mmu, (roots & ALL) as usize) }
-}
-
-const ROOT_CURRENT: u64 = 1 << 0;
-
-/// Returns whether a root shadows the tables of `eptp`.
-fn matches(root: &bindings::kvm_mmu_root_info, eptp: u64) -> bool {
-    root.hpa != u64::MAX && (root.pgd ^ eptp) & EPTP_ADDRESS == 0
-}
-
-/// Returns which of the cached roots shadow the tables of `eptp`.
-fn previous_roots(mmu: &bindings::kvm_mmu, eptp: u64) -> u64 {
-    mmu.prev_roots
-        .iter()
-        .enumerate()
-        .filter(|(_, root)| matches(root, eptp))
-        .fold(0, |roots, (index, _)| roots | ROOT_CURRENT << (1 + index))
+    kvm::mmu::sync(vmx, scope);
+    kvm::mmu::flush_roots(vmx);
 }
 
 /// Called by KVM's walker of nested page tables: returns the EPT pointer.
@@ -282,8 +288,8 @@ unsafe extern "C" fn eptp_of(vcpu: *mut bindings::kvm_vcpu) -> c_ulong {
     vmx.vmcs12().ept_pointer as c_ulong
 }
 
-/// Called by KVM's walker of nested page tables, or when hardware has reported a fault: EPT12 does
-/// not allow an access of L2.
+/// Called by KVM's walker of nested page tables: EPT12 does not allow an access of L2 that KVM makes
+/// for it.
 ///
 /// # Safety
 ///
@@ -297,22 +303,37 @@ unsafe extern "C" fn inject_ept_fault(
     let (vmx, fault) = unsafe { (VmxVcpu::from_raw(vcpu), &*fault) };
     // SAFETY: All members of the union are integers; for a page fault it is the address.
     let address = unsafe { fault.__bindgen_anon_1.address };
+    let walked = fault.exit_qualification as u64;
 
-    let (reason, qualification) = if core::mem::take(&mut vmx.nested().pml_full) {
-        // The unblocking of NMIs by IRET is reported in the same bit by both exits.
-        let unblocks = vmx.exit_qualification() & NMI_UNBLOCKED;
-        (ExitReason::PML_FULL, unblocks)
+    let exit = if core::mem::take(&mut vmx.nested().pml_full) {
+        EptExit::LogFull
     } else {
-        let exit = if fault.error_code & PFERR_RESERVED != 0 {
-            (ExitReason::EPT_MISCONFIG, 0)
+        kvm::mmu::forget(vmx, L2Gpa::from_raw(address));
+        if fault.error_code & PFERR_RESERVED != 0 {
+            EptExit::Misconfiguration
         } else {
-            (
-                ExitReason::EPT_VIOLATION,
-                violation_qualification(vmx, fault, from_hardware),
-            )
-        };
-        invalidate_address(vmx, address);
-        exit
+            EptExit::Violation {
+                qualification: if from_hardware {
+                    violation_qualification(vmx, walked)
+                } else {
+                    walked
+                },
+            }
+        }
+    };
+    reflect_ept_exit(vmx, exit, address);
+}
+
+/// Exits to L1 because of EPT12.
+fn reflect_ept_exit(vmx: &mut VmxVcpu, exit: EptExit, address: u64) {
+    let (reason, qualification) = match exit {
+        // The unblocking of NMIs by IRET is reported in the same bit by both exits.
+        EptExit::LogFull => (
+            ExitReason::PML_FULL,
+            vmx.exit_qualification() & NMI_UNBLOCKED,
+        ),
+        EptExit::Misconfiguration => (ExitReason::EPT_MISCONFIG, 0),
+        EptExit::Violation { qualification } => (ExitReason::EPT_VIOLATION, qualification),
     };
 
     let information = exit::information(vmx, ReasonField::new(reason));
@@ -329,15 +350,11 @@ unsafe extern "C" fn inject_ept_fault(
 const NMI_UNBLOCKED: u64 = 1 << 12;
 const PFERR_RESERVED: u64 = 1 << 3;
 
-/// Returns the exit qualification of an EPT violation.
+/// Returns the exit qualification of an EPT violation that the processor has reported.
 ///
-/// What it says of the linear address only the processor knows, if it has reported the violation:
-/// KVM walks the guest-physical address.
-fn violation_qualification(
-    vmx: &VmxVcpu,
-    fault: &bindings::x86_exception,
-    from_hardware: bool,
-) -> u64 {
+/// What it says of the linear address only the processor knows: a walk is of the guest-physical
+/// address.
+fn violation_qualification(vmx: &VmxVcpu, walked: u64) -> u64 {
     const LINEAR_VALID: u64 = 1 << 7;
     const LINEAR_TRANSLATED: u64 = 1 << 8;
     /// User, writable, not executable.
@@ -347,28 +364,121 @@ fn violation_qualification(
     if vmx.msrs().ept_caps & ept::ADVANCED_VMEXIT_INFO != 0 {
         of_linear |= ADVANCED;
     }
-    let walked = fault.exit_qualification as u64;
-    let linear = if from_hardware {
-        vmx.exit_qualification()
-    } else {
-        walked
-    };
 
-    walked & !of_linear | linear & of_linear
+    walked & !of_linear | vmx.exit_qualification() & of_linear
 }
 
-/// Synchronizes an address in the cached tables of the EPT pointer.
-///
-/// KVM has done so in the current ones. The TLB does not tell apart EPT pointers of one table.
-fn invalidate_address(vmx: &mut VmxVcpu, address: u64) {
-    let eptp = vmx.vmcs12().ept_pointer;
+/// Returns how EPT12 is read by an EPT pointer.
+fn format(vmx: &VmxVcpu) -> Ept {
+    let mode_based = vmx.vmcs12().secondary().mode_based_execute_control();
 
-    let (mmu, walk) = vmx.with_arch(|arch| (arch.mmu, &raw mut arch.ngpa_walk));
-    // SAFETY: KVM has set it to one of the MMUs of the vCPU.
-    let roots = previous_roots(unsafe { &*mmu }, eptp);
-    if roots != 0 {
-        // SAFETY: By the invariants of `VmxVcpu`; the walk is a part of the vCPU.
-        unsafe { bindings::kvm_mmu_invalidate_addr(vmx.as_ptr(), walk, address, roots as usize) }
+    Ept::new(
+        Eptp::of_checked(vmx.vmcs12().ept_pointer),
+        vmx.msrs().ept_vpid(),
+        mode_based,
+        vmx.physical_address_width(),
+    )
+}
+
+impl L2 for VmxVcpu {
+    const KNOWS_ACCESS_OF_RESERVED: bool = false;
+
+    fn vcpu(&self) -> &Vcpu {
+        self
+    }
+
+    fn key(&mut self) -> RootKey {
+        RootKey {
+            format: Format::Ept(format(self)),
+            table: Gpa::from_raw(self.page_table() & EPTP_ADDRESS),
+        }
+    }
+
+    fn page_table(&self) -> u64 {
+        self.vmcs12().ept_pointer
+    }
+
+    fn loaded_root(&mut self) -> &mut LoadedRoot {
+        &mut self.private().root
+    }
+
+    fn access(&self, error_code: u64) -> Access {
+        const WRITE: u64 = 1 << 1;
+        const USER: u64 = 1 << 2;
+        const FETCH: u64 = 1 << 4;
+        const PAGE_TABLE: u64 = 1 << 33;
+
+        Access {
+            kind: if error_code & FETCH != 0 {
+                Kind::Fetch
+            } else if error_code & WRITE != 0 {
+                Kind::Write
+            } else {
+                Kind::Read
+            },
+            mode: if error_code & USER != 0 {
+                Mode::User
+            } else {
+                Mode::Supervisor
+            },
+            stage: if error_code & PAGE_TABLE != 0 {
+                Stage::PageTable
+            } else {
+                Stage::Final
+            },
+        }
+    }
+
+    fn walk(
+        &mut self,
+        memory: &impl GuestTables,
+        key: &RootKey,
+        address: L2Gpa,
+        access: Access,
+        intent: Intent,
+    ) -> Result<Walk, Stop> {
+        let log = Log(Cell::new(Some(self)));
+
+        walk(memory, &log, key, address, access, intent)
+    }
+
+    fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access) {
+        let exit = match format(self).exit(refusal, access, Linear::None) {
+            EptExit::Violation { qualification } => EptExit::Violation {
+                qualification: violation_qualification(self, qualification),
+            },
+            exit => exit,
+        };
+        // The exit says so.
+        self.nested().pml_full = false;
+        reflect_ept_exit(self, exit, address.into_raw());
+    }
+
+    fn without_memory_type(attributes: u64) -> Option<u64> {
+        /// The type, and that L2's page-attribute table is ignored.
+        const TYPE: u64 = 0xf << 3;
+        const WRITE_BACK: u64 = 6 << 3;
+
+        // L0 leaves the type to L1.
+        (attributes & TYPE == WRITE_BACK).then_some(attributes & !TYPE)
+    }
+}
+
+/// The address in an EPT pointer.
+const EPTP_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// L1's log of the pages that L2 makes dirty.
+struct Log<'a>(Cell<Option<&'a mut VmxVcpu>>);
+
+impl DirtyLog for Log<'_> {
+    fn record(&self, page: L2Gpa) -> Result<(), LogFull> {
+        let Some(vmx) = self.0.take() else {
+            return Ok(());
+        };
+        let result = pml::log(vmx, page.into_raw()).map_err(|pml::Full| LogFull);
+
+        self.0.set(Some(vmx));
+        result
     }
 }
 

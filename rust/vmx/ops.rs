@@ -40,7 +40,7 @@ use kernel::{
 };
 use kvm::{
     bindings,
-    VmStats, //
+    VmData, //
 };
 use nested::{
     exits::Taker,
@@ -69,10 +69,10 @@ use nested::{
 /// Builds the ops of `module`.
 pub(crate) fn build(module: &ThisModule) -> bindings::vmx_nested_ops {
     bindings::vmx_nested_ops {
-        x86: hyperv::complete_ops(bindings::kvm_x86_nested_ops {
+        x86: hyperv::complete_ops(kvm::mmu::add_ops(bindings::kvm_x86_nested_ops {
             owner: module.as_ptr().cast(),
-            vm_init: Some(VmStats::<ExitReason>::vm_init),
-            vm_destroy: Some(VmStats::<ExitReason>::vm_destroy),
+            vm_init: Some(VmData::<ExitReason>::vm_init),
+            vm_destroy: Some(VmData::<ExitReason>::vm_destroy),
             leave_nested: Some(leave_nested),
             translate_nested_gpa: Some(mmu::translate_nested_gpa),
             is_exception_vmexit: Some(is_exception_vmexit),
@@ -83,8 +83,11 @@ pub(crate) fn build(module: &ThisModule) -> bindings::vmx_nested_ops {
             set_state: Some(set_state),
             get_nested_state_pages: Some(get_nested_state_pages),
             write_log_dirty: Some(write_log_dirty),
+            mmu_load: Some(mmu_load),
+            mmu_unload: Some(mmu_unload),
+            mmu_fault: Some(mmu_fault),
             ..Default::default()
-        }),
+        })),
         setup_ctls_msrs: Some(setup_ctls_msrs),
         get_vmx_msr: Some(get_vmx_msr),
         set_vmx_msr: Some(set_vmx_msr),
@@ -138,6 +141,16 @@ macro_rules! ops {
 }
 
 ops! {
+    /// Loads the root that L2 is to run with.
+    fn mmu_load(vmx) -> c_int {
+        kvm::mmu::load_root(vmx)
+    }
+
+    /// Gives it up.
+    fn mmu_unload(vmx) {
+        kvm::mmu::release_root(vmx);
+    }
+
     /// Leaves L2 without an exit, and VMX operation.
     fn leave_nested(vmx) {
         state::leave(vmx);
@@ -265,6 +278,21 @@ unsafe extern "C" fn free_vcpu(vcpu: *mut bindings::kvm_vcpu) {
     }
     // SAFETY: It was loaded above.
     unsafe { bindings::vcpu_put(vcpu) };
+}
+
+/// The processor has refused an access of L2 to `address`: returns 0 if it is to be emulated, 1 if
+/// the guest goes on, or an error.
+///
+/// # Safety
+///
+/// As all ops.
+unsafe extern "C" fn mmu_fault(
+    vcpu: *mut bindings::kvm_vcpu,
+    address: bindings::gpa_t,
+    error_code: u64,
+) -> c_int {
+    // SAFETY: By the requirements of this function.
+    kvm::mmu::handle_fault(unsafe { VmxVcpu::from_raw(vcpu) }, address, error_code)
 }
 
 /// Returns whether L1 intercepts an exception of L2.

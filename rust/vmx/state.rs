@@ -6,7 +6,6 @@ use crate::{
     events,
     exit,
     hyperv,
-    mmu,
     pages,
     processor::Reserved,
     shadow,
@@ -26,7 +25,10 @@ use kernel::{
     pr_warn_once,
     prelude::*, //
 };
-use kvm::bindings;
+use kvm::{
+    bindings,
+    mmu::LoadedRoot, //
+};
 use nested::{
     address::Gpa,
     memory::GuestMemory,
@@ -64,6 +66,8 @@ pub(crate) struct Private {
     pub(crate) idle: Idle,
     /// The VPIDs of L2.
     pub(crate) tags: Tags,
+    /// The root of the tables that L2 runs on.
+    pub(crate) root: LoadedRoot,
     /// The VPID in vmcs02, 0 where none was written.
     pub(crate) written_vpid: u16,
     /// When the pages were mapped that vmcs02 refers to.
@@ -94,6 +98,7 @@ impl Private {
                 reserved: None,
                 idle: Idle::default(),
                 tags: Tags::default(),
+                root: LoadedRoot::default(),
                 written_vpid: 0,
                 mapped_in: None,
                 pause_loop01: vmcs02::pause_loop01(vmx),
@@ -246,6 +251,7 @@ pub(crate) fn leave_vmx_operation(vmx: &mut VmxVcpu) {
         free_shadow_vmcs(vmcs);
     }
 
+    kvm::mmu::unload_root(vmx);
     let nested = vmx.nested();
     let private = core::mem::take(&mut nested.provider_data[0]) as *mut Private;
     let vmcs12 = core::mem::replace(&mut nested.cached_vmcs12, null_mut());
@@ -258,7 +264,6 @@ pub(crate) fn leave_vmx_operation(vmx: &mut VmxVcpu) {
     }
 
     pages::unmap(vmx);
-    mmu::invalidate_ept(vmx, None);
     hyperv::release(vmx);
     let vmcs02 = &raw mut vmx.nested().vmcs02;
     // SAFETY: The vCPU runs with vmcs01.
@@ -306,6 +311,5 @@ pub(crate) fn release_vmcs12(vmx: &mut VmxVcpu) {
     let memory = unsafe { vmx.memory() };
     // L1 may have taken the memory away meanwhile.
     let _ = memory.write(pointer, vmx.vmcs12_region());
-    mmu::invalidate_ept(vmx, None);
     vmx.nested().current_vmptr = INVALID_GPA;
 }

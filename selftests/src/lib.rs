@@ -3,10 +3,12 @@
 //! What the tests of the modules share: they run at level 0, as root, and print TAP.
 
 pub mod figures;
+pub mod fuzz;
 pub mod guest;
 pub mod kmsg;
 pub mod module;
 pub mod offer;
+pub mod provider;
 pub mod tap;
 pub mod vm;
 

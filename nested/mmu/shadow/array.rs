@@ -32,9 +32,28 @@ impl Array {
         if index >= self.len {
             return None;
         }
+        pages.word(self.page_of(pages, index)?, digit(index, 0))
+    }
+
+    /// Returns two words, the first of which has an even index: they are in the same page.
+    pub(super) fn get_pair<'a, P: TablePages>(
+        &self,
+        pages: &'a P,
+        index: u32,
+    ) -> Option<(&'a P::Word, &'a P::Word)> {
+        if index >= self.len {
+            return None;
+        }
+        let page = self.page_of(pages, index)?;
+        let digit = digit(index, 0);
+        Some((pages.word(page, digit)?, pages.word(page, digit | 1)?))
+    }
+
+    /// Returns the page that a word is in.
+    #[inline]
+    fn page_of<P: TablePages>(&self, pages: &P, index: u32) -> Option<u32> {
         let middle = follow(pages.word(self.top?, digit(index, 2))?)?;
-        let last = follow(pages.word(middle, digit(index, 1))?)?;
-        pages.word(last, digit(index, 0))
+        follow(pages.word(middle, digit(index, 1))?)
     }
 
     /// Adds [`STEP`](Self::STEP) words, which are 0, in pages that `take` supplies.
@@ -72,9 +91,9 @@ impl Array {
 
     /// Makes all words 0.
     pub(super) fn clear<P: TablePages>(&mut self, pages: &P) {
-        for index in 0..self.len {
-            if let Some(word) = self.get(pages, index) {
-                word.store(0);
+        for first in (0..self.len).step_by(512) {
+            if let Some(page) = self.page_of(pages, first) {
+                clear(pages, page);
             }
         }
     }

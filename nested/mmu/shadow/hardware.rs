@@ -12,7 +12,7 @@ use crate::mmu::npt::bit as npt;
 pub struct Hardware {
     /// The format of the entries.
     pub kind: HardwareKind,
-    /// Bits that each entry with an address has, such as that of memory encryption.
+    /// Bits that each reference to a table has, and a page may have: those of memory encryption.
     pub encryption: u64,
     /// Instructions may be fetched from large pages. Some processors cannot bear that.
     pub executable_large_pages: bool,
@@ -75,7 +75,7 @@ pub(super) struct Leaf {
     pub(super) physical: u64,
     pub(super) level: Level,
     pub(super) permissions: Permissions,
-    /// Memory type and the like, as they are in the entry.
+    /// Memory type, encryption and the like, as they are in the entry.
     pub(super) attributes: u64,
     /// The flags are set from the beginning.
     pub(super) accessed: bool,
@@ -177,7 +177,6 @@ impl Hardware {
     /// Makes an entry that maps a page.
     pub(super) const fn leaf(&self, leaf: &Leaf) -> u64 {
         let mut raw = leaf.level.align(leaf.physical)
-            | self.encryption
             | leaf.attributes
             | self.permission_bits(leaf.permissions)
             | PRESENT;

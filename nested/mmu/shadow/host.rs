@@ -14,8 +14,8 @@ use crate::mmu::level::{Level, ENTRIES};
 /// A range of L1's memory, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames {
-    start: u64,
-    end: u64,
+    pub(super) start: u64,
+    pub(super) end: u64,
 }
 
 impl Frames {
@@ -33,7 +33,7 @@ impl Frames {
     }
 
     /// Returns whether any byte of a page of a level is in the range.
-    const fn touches(&self, page: u64, level: Level) -> bool {
+    pub(super) const fn touches(&self, page: u64, level: Level) -> bool {
         page < self.end && page.saturating_add(level.size()) > self.start
     }
 }
@@ -58,8 +58,10 @@ pub enum Age {
 }
 
 impl<P: TablePages> Shadow<P> {
-    /// Removes all entries that map memory of L1: it is unmapped, moved or changed by L0.
+    /// Removes all entries that map memory of L1: it is unmapped, moved or changed by L0. Tables of
+    /// L1 that are in it are not tracked any more, as L0 may not know the page when it comes back.
     pub fn unmap(&mut self, frames: &Frames, dirty: &impl DirtyPages) -> FlushNeeded {
+        self.untrack_frames(frames);
         self.for_each_leaf(frames, |place, _| {
             self.clear_entry(place.handle, place.entry, dirty);
         });
@@ -134,6 +136,19 @@ impl<P: TablePages> Shadow<P> {
         self.flush_needed()
     }
 
+    /// Reports the pages that L2 has written since the last time, as far as dirty flags say so.
+    ///
+    /// After the flush, each further write sets the flag again.
+    pub fn sync_dirty(&mut self, frames: &Frames, dirty: &impl DirtyPages) -> FlushNeeded {
+        self.for_each_leaf(frames, |place, level| {
+            let is_dirty = self.hardware().is_dirty_and_logged(place.word.load());
+            if level == Level::Page4K && is_dirty {
+                self.restart_log(&place, dirty);
+            }
+        });
+        self.flush_needed()
+    }
+
     /// Clears the dirty flag of an entry, and reports the page if it was set.
     fn restart_log(&self, place: &Place<'_, P::Word>, dirty: &impl DirtyPages) {
         let mut old = place.word.load();
@@ -193,6 +208,8 @@ impl<P: TablePages> Shadow<P> {
                 None => 0,
             };
             self.drop_root(index, dirty);
+            // If it stays: L0 does not know any more that its page is tracked.
+            self.mark_unsynced(index);
         }
         self.flush_needed()
     }

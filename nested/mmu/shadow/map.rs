@@ -20,9 +20,9 @@ use crate::mmu::walk::Walk;
 pub enum Tracking {
     /// It does not want to.
     None,
-    /// By a fault: only a write makes the entry writable, and the caller reports the page.
+    /// By a fault: the caller reports the page whenever a fault makes its entry writable.
     Protect,
-    /// By the dirty flag of the entry.
+    /// By a fault, as above, and from then on by the dirty flag of the entry.
     Flag,
 }
 
@@ -37,7 +37,7 @@ pub struct Backing {
     pub is_writable: bool,
     /// How L0 learns of writes.
     pub tracking: Tracking,
-    /// Bits that the entry shall have, such as the memory type, where L1's is not followed.
+    /// Bits that the entry shall have: encryption, and the memory type where L1's is not followed.
     pub attributes: u64,
     /// The memory type is the one that L1's entry says.
     pub follow_memory_type: bool,
@@ -64,8 +64,7 @@ pub enum Mapped {
     Done {
         /// The page was mapped by an entry of this level.
         level: Level,
-        /// The entry can be written: with [`Tracking::Protect`] the caller reports the page if the
-        /// access is a write.
+        /// The entry can be written: if writes are tracked, the caller reports the page.
         is_writable: bool,
     },
     /// There is an entry for MMIO, or there cannot be one: L0 emulates the access.
@@ -490,7 +489,9 @@ impl<P: TablePages> Shadow<P> {
         };
         let mut permissions = walk.permissions;
 
-        if !backing.is_writable || (backing.tracking == Tracking::Protect && !is_write) {
+        // Of a neighbour that is written, nobody would hear.
+        let is_unheard = backing.tracking == Tracking::Protect && cause == Cause::Neighbour;
+        if !backing.is_writable || is_unheard {
             permissions = permissions.without(Permissions::WRITE);
         }
         if level > Level::Page4K && !self.hardware().executable_large_pages {

@@ -13,7 +13,7 @@ use super::{Array, DirtyPages, Flushed, Shadow, Tlbs};
 use crate::mmu::level::{Level, ENTRIES};
 
 /// Nodes of the reverse map that shall be free when faults begin.
-const SPARE_NODES: u64 = 1024;
+pub(super) const SPARE_NODES: u64 = 1024;
 
 /// Takes a page out of the free list.
 fn take<P: TablePages>(pages: &P, free: &P::Word, available: &P::Word) -> Option<u32> {
@@ -32,6 +32,18 @@ fn take<P: TablePages>(pages: &P, free: &P::Word, available: &P::Word) -> Option
 }
 
 impl<P: TablePages> Shadow<P> {
+    /// Makes of free pages what faults need besides tables, and returns whether they have enough of
+    /// both then, without another page.
+    pub fn replenish(&mut self) -> bool {
+        /// Tables for one fault with all levels, and some for others.
+        const SPARE_PAGES: u64 = 16;
+
+        self.furnish();
+        self.available.load() >= SPARE_PAGES
+            && self.reverse.free() >= SPARE_NODES
+            && self.unsynced.len() > self.pages.count() / 64
+    }
+
     /// Adds a page to the pool, unless the pool has as many as it may.
     pub fn donate(&mut self, page: P::Page) -> Result<(), P::Page> {
         if self.inserted >= self.config.page_limit {
@@ -82,7 +94,7 @@ impl<P: TablePages> Shadow<P> {
         }
         if self.reverse.free() < SPARE_NODES
             && self.leaves.load() < self.reverse.capacity() / 2
-            && self.reverse.capacity() > 4 * SPARE_NODES
+            && self.reverse.is_worth_rebuilding()
         {
             self.rebuild_reverse();
         }

@@ -2,10 +2,9 @@
 
 //! Neighbours of a page that a fault has mapped.
 
-use super::hardware::Content;
 use super::map::{Backing, Cause, Installation, Mapped, Target, Tracking};
 use super::root::RootUse;
-use super::table::{Kind, TablePages};
+use super::table::{Handle, Kind, TablePages};
 use super::word::Word;
 use super::{DirtyPages, Shadow};
 use crate::address::Gpa;
@@ -32,15 +31,25 @@ impl<P: TablePages> Shadow<P> {
         let Some(key) = self.live(root.handle).and_then(|table| table.key) else {
             return 0;
         };
+        let usable = walk.usable_neighbours(&key.format);
+        if usable == 0 {
+            return 0;
+        }
         let Some(handle) = self.table_at(root.handle, walk.address, Level::Page4K) else {
             return 0;
         };
         let mut count = 0u32;
+        let mut found = None;
 
         for number in 0..NEIGHBOURS {
-            let Some(found) = walk.neighbour(&key.format, number) else {
+            let bit = 1u8.wrapping_shl(u32::try_from(number).unwrap_or(0));
+            if usable & bit == 0 || !self.is_free(handle, walk, number) {
                 continue;
-            };
+            }
+            let found = found.get_or_insert(*walk);
+            if !found.move_to_neighbour(&key.format, number) {
+                continue;
+            }
             let Some(place) = self.place(handle, found.address) else {
                 return count;
             };
@@ -51,10 +60,6 @@ impl<P: TablePages> Shadow<P> {
             if !is_made_of_this_table {
                 return count;
             }
-            let content = self.hardware().content(place.word.load(), Level::Page4K);
-            if content != Content::Empty {
-                continue;
-            }
             let Some(mut backing) = backings.resident(found.page) else {
                 continue;
             };
@@ -63,11 +68,21 @@ impl<P: TablePages> Shadow<P> {
                 backing.tracking = Tracking::Protect;
             }
             let target = Target::Memory(backing);
-            match self.map_leaf(install, &place, &key, &found, Cause::Neighbour, &target) {
+            match self.map_leaf(install, &place, &key, found, Cause::Neighbour, &target) {
                 Mapped::Done { .. } => count = count.saturating_add(1),
                 _ => return count,
             }
         }
         count
+    }
+
+    /// Returns whether there is nothing yet for a neighbour of the page of a walk.
+    fn is_free(&self, handle: Handle, walk: &Walk, number: usize) -> bool {
+        let first = Level::Page4K.index(walk.address) & !7;
+
+        u16::try_from(number)
+            .ok()
+            .and_then(|number| self.pages.word(handle.index, first | number))
+            .is_some_and(|word| word.load() == self.hardware().empty())
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct Reverse<W> {
 /// How many nodes of a bucket are looked at to see whether there is one already.
 ///
 /// More than once in a bucket does no harm, but a long way to the end does.
-const NEAR: usize = 8;
+const NEAR: usize = 4;
 
 const NODE_WORDS: u32 = 2;
 
@@ -75,6 +75,14 @@ impl<W: Word> Reverse<W> {
     /// Returns the number of nodes that are free.
     pub(super) fn free(&self) -> u64 {
         self.capacity().saturating_sub(self.taken.load())
+    }
+
+    /// Returns whether so many nodes were given out that to look at all buckets, and at all tables,
+    /// is little for each.
+    pub(super) fn is_worth_rebuilding(&self) -> bool {
+        let buckets = u64::from(self.wanted_buckets);
+
+        self.capacity() > buckets.saturating_mul(2).max(4 * super::pool::SPARE_NODES)
     }
 
     /// Returns whether there are all buckets.
@@ -143,12 +151,7 @@ impl<W: Word> Reverse<W> {
 
         let node = self.take_node()?;
         let first = node.wrapping_mul(NODE_WORDS);
-        let (Some(handle), Some(rest)) = (
-            self.nodes.get(pages, first),
-            self.nodes.get(pages, first.wrapping_add(1)),
-        ) else {
-            return Err(NoPage);
-        };
+        let (handle, rest) = self.nodes.get_pair(pages, first).ok_or(NoPage)?;
         handle.store(table.pack());
         let fixed = u64::from(entry) << 32 | subject.number().0 << 48;
         let mut head = bucket.load();
@@ -185,8 +188,8 @@ impl<W: Word> Reverse<W> {
 
         core::iter::from_fn(move || {
             let first = next.checked_sub(1)?.wrapping_mul(NODE_WORDS);
-            let handle = Handle::unpack(self.nodes.get(pages, first)?.load())?;
-            let rest = self.nodes.get(pages, first.wrapping_add(1))?.load();
+            let (handle, rest) = self.nodes.get_pair(pages, first)?;
+            let (handle, rest) = (Handle::unpack(handle.load())?, rest.load());
             next = rest as u32;
             Some((handle, (rest >> 32) as u16, rest >> 48))
         })

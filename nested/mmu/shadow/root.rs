@@ -19,6 +19,13 @@ pub struct RootUse {
     pub(super) handle: Handle,
 }
 
+impl RootUse {
+    /// Returns a number that no other root of the VM ever has.
+    pub const fn number(&self) -> u64 {
+        self.handle.pack()
+    }
+}
+
 /// Why there is no root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RootRefusal {

@@ -9,7 +9,7 @@
 use super::host::Frames;
 use super::reverse::Subject;
 use super::sequence::Sequences;
-use super::table::{Kind, TablePages};
+use super::table::{Handle, Kind, Table, TablePages};
 use super::word::Word;
 use super::{DirtyPages, Shadow, Tlbs};
 use crate::address::{Gpa, PAGE_SIZE};
@@ -63,6 +63,46 @@ impl<P: TablePages> Shadow<P> {
                 return;
             };
             block = next;
+        }
+    }
+
+    /// Makes tables unsynced that are made of memory in a range.
+    pub(super) fn untrack_frames(&self, frames: &Frames) {
+        let first = Level::Page2M.align(frames.start);
+        let blocks = frames.end.saturating_sub(first) >> Level::Page2M.shift();
+
+        if blocks > u64::from(self.pages.count()) {
+            return self.for_each_table(|handle, table| {
+                if frames.touches(
+                    Gpa::from_raw(table.source()).page().into_raw(),
+                    Level::Page4K,
+                ) {
+                    self.untrack(handle, table);
+                }
+            });
+        }
+        let mut block = first;
+        while block < frames.end {
+            for (handle, _) in self.reverse.candidates(&self.pages, Subject::Source(block)) {
+                if let Some(table) = self.live(handle) {
+                    let page = Gpa::from_raw(table.source()).page().into_raw();
+                    if frames.touches(page, Level::Page4K) {
+                        self.untrack(handle, table);
+                    }
+                }
+            }
+            let Some(next) = block.checked_add(Level::Page2M.size()) else {
+                return;
+            };
+            block = next;
+        }
+    }
+
+    /// Makes a table unsynced.
+    fn untrack(&self, handle: Handle, table: &Table<P::Word>) {
+        if table.kind() == Kind::Guest && !self.is_unsynced(handle.index) {
+            table.quiet.store(0);
+            self.mark_unsynced(handle.index);
         }
     }
 

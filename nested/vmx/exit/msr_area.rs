@@ -510,6 +510,14 @@ mod tests {
             area(5).store(&Area::new([0x10; 4]), &mut Numbers::new(), LIMITS),
             Err(Abort::SAVE_GUEST_MSR_FAIL)
         );
+        let short = Limits {
+            capacity: 3,
+            ..LIMITS
+        };
+        assert_eq!(
+            area(4).store(&Area::new([0x10; 4]), &mut Numbers::new(), short),
+            Err(Abort::SAVE_GUEST_MSR_FAIL)
+        );
     }
 
     #[test]
@@ -522,6 +530,56 @@ mod tests {
 
         assert_eq!(area(4).load(&memory, &mut Numbers::new(), other), Ok(()));
         assert_eq!(area(4).store(&memory, &mut Numbers::new(), other), Ok(()));
+    }
+
+    /// The second half of the memory.
+    fn second_half(count: u32) -> MsrArea {
+        MsrArea {
+            address: Gpa::from_raw(ADDRESS + 0x20),
+            count,
+        }
+    }
+
+    #[test]
+    fn a_refused_entry_is_undone_where_an_exit_would_load_another_value() {
+        let memory = Area::new([0x10, 0x11, 0x12, 0x11]);
+        let mut msrs = Numbers::new();
+
+        assert_eq!(
+            second_half(2).undo(area(2), &memory, &mut msrs, LIMITS),
+            Ok(())
+        );
+        assert_eq!(msrs.writes, 1);
+        assert_eq!(msrs.last, (0x11, 103));
+
+        // What is loaded already is not loaded again.
+        memory.words[7].set(101);
+        assert_eq!(
+            second_half(2).undo(area(2), &memory, &mut msrs, LIMITS),
+            Ok(())
+        );
+        assert_eq!(msrs.writes, 1);
+    }
+
+    #[test]
+    fn what_cannot_be_undone_aborts() {
+        let refused = Area::new([0x666, 0, 0x666, 0]);
+        let memory = Area::new([0x10; 4]);
+        let short = Limits {
+            capacity: 1,
+            ..LIMITS
+        };
+        let abort = Err(Abort::LOAD_HOST_MSR_FAIL);
+
+        for (area, entered, memory, limits) in [
+            (second_half(1), area(1), &refused, LIMITS),
+            (second_half(3), area(1), &memory, LIMITS),
+            (second_half(1), area(5), &memory, LIMITS),
+            (second_half(1), area(2), &memory, short),
+        ] {
+            let undone = area.undo(entered, memory, &mut Numbers::new(), limits);
+            assert_eq!(undone, abort);
+        }
     }
 
     #[test]

@@ -307,6 +307,18 @@ impl Machine {
         Ok(())
     }
 
+    /// Takes away the memory of vmcb12.
+    pub fn remove_vmcb(&self) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: SLOT_VMCB,
+            guest_phys_addr: VMCB,
+            userspace_addr: self.memory.vmcb.address(),
+            ..Default::default()
+        };
+        // SAFETY: A slot without memory refers to none.
+        unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+    }
+
     /// Waits until L2 has exited.
     pub fn exited(&mut self) -> Result<()> {
         let message = self.hear()?;

@@ -207,16 +207,29 @@ fn descriptors(memory: &GuestMemory, vcpus: u64) {
     }
     for level in 0..2 {
         for vector in 0..32 {
-            let handler = code::exception_stub(level, vector);
-            let gate = IDT + 0x1000 * level + 16 * vector;
-            // A present interrupt gate, for INT3 at all privilege levels, with a stack.
-            let attributes = 0xee00 | (1 + level);
-            let low = handler & 0xffff
-                | u64::from(KERNEL_CODE) << 16
-                | attributes << 32
-                | (handler >> 16 & 0xffff) << 48;
-            memory.write(gate, low);
-            memory.write(gate + 8, handler >> 32);
+            gate(memory, level, vector, code::exception_stub(level, vector));
         }
     }
+}
+
+/// Writes the descriptor of the handler of an exception or interrupt; level 0 is L1.
+pub fn gate(memory: &GuestMemory, level: u64, vector: u64, handler: u64) {
+    let gate = IDT + 0x1000 * level + 16 * vector;
+    // A present interrupt gate, for INT3 at all privilege levels, with a stack.
+    let attributes = 0xee00 | (1 + level);
+    let low = handler & 0xffff
+        | u64::from(KERNEL_CODE) << 16
+        | attributes << 32
+        | (handler >> 16 & 0xffff) << 48;
+    memory.write(gate, low);
+    memory.write(gate + 8, handler >> 32);
+}
+
+/// Returns where the nested page table at `table` has the entry of a page of 4 KiB.
+pub fn nested_entry(memory: &GuestMemory, mut table: u64, page: u64) -> u64 {
+    for level in (1..4).rev() {
+        let slot = table + 8 * (page >> (12 + 9 * level) & 0x1ff);
+        table = memory.read::<u64>(slot) & ADDRESS;
+    }
+    table + 8 * (page >> 12 & 0x1ff)
 }

@@ -28,6 +28,8 @@ fields! {
     ASID = 0x058;
     /// Virtual interrupts, 32 bits.
     INT_CTL = 0x060;
+    /// The vector of the virtual interrupt, 32 bits.
+    INT_VECTOR = 0x064;
     /// Interrupt shadow, 32 bits.
     INT_STATE = 0x068;
     /// Why L2 stopped.
@@ -38,10 +40,14 @@ fields! {
     EXIT_INFO_2 = 0x080;
     /// The event that was being delivered, 32 bits.
     EXIT_INT_INFO = 0x088;
+    /// Its error code, 32 bits.
+    EXIT_INT_INFO_ERROR = 0x08c;
     /// Nested paging and others.
     MISC_CTL = 0x090;
-    /// The event to inject, 32 bits, and its error code.
+    /// The event to inject, 32 bits.
     EVENT_INJ = 0x0a8;
+    /// Its error code, 32 bits.
+    EVENT_INJ_ERROR = 0x0ac;
     /// The nested page table.
     NESTED_CR3 = 0x0b0;
     /// What has not changed, 32 bits.
@@ -91,8 +97,16 @@ pub mod exit {
     pub const WRITE_DR0: u64 = 0x30;
     /// Exception 0; the others follow.
     pub const EXCEPTION: u64 = 0x40;
+    /// An external interrupt.
+    pub const INTR: u64 = 0x60;
+    /// A non-maskable interrupt.
+    pub const NMI: u64 = 0x61;
+    /// A system-management interrupt.
+    pub const SMI: u64 = 0x62;
     /// INIT.
     pub const INIT: u64 = 0x63;
+    /// A virtual interrupt.
+    pub const VINTR: u64 = 0x64;
     /// RDTSC.
     pub const RDTSC: u64 = 0x6e;
     /// RDPMC.

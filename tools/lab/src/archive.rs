@@ -118,6 +118,23 @@ impl Archive {
         })
     }
 
+    /// Returns the oldest version of a package in all suites.
+    pub fn oldest(&self, name: &str) -> Result<Package> {
+        let versions = self.versions(name)?;
+        let oldest = versions.into_iter().next_back();
+        oldest.with_context(|| format!("the archive has no package {name}"))
+    }
+
+    /// Returns the names of the packages that a package depends on.
+    pub fn depends(&self, package: &Package) -> Result<Vec<String>> {
+        let which = format!("{}={}", package.name, package.version);
+        let text = command::output(self.apt("apt-cache").args(["show", &which]))?;
+        let list = text.lines().find_map(|line| line.strip_prefix("Depends: "));
+        let names = list.unwrap_or_default().split(',');
+        let names = names.filter_map(|name| name.split_whitespace().next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// Returns the package whose upstream version is exactly the one given.
     pub fn version_of(&self, name: &str, upstream: &str) -> Result<Package> {
         let versions = self.versions(name)?;

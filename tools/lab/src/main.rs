@@ -7,8 +7,10 @@ mod benchmark;
 mod cache;
 mod checks;
 mod command;
+mod coverage;
 mod doc;
 mod host;
+mod hypervisor;
 mod image;
 mod kernel;
 mod machine;
@@ -91,8 +93,15 @@ enum Action {
         #[arg(long)]
         check: bool,
     },
+    /// Run random programs of L1 and L2 with both providers in turn, and compare
+    Fuzz {
+        #[command(flatten)]
+        cases: scenario::Cases,
+    },
     /// Run the static checks
     Checks,
+    /// Run the tests of nested/ on the host and print which lines they reach
+    Coverage,
     /// Run Clippy over the kernel side and the host side
     Clippy,
     /// Build the documents and rustdoc as HTML
@@ -183,9 +192,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 benchmark.publish(&vendors, rows)
             };
         }
+        Action::Fuzz { cases } => return scenario::fuzz(&cache, options, *cases),
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));
         }
+        Action::Coverage => return coverage::run(&cache),
         Action::Clippy => return Ok(verdict(&checks::clippy(&cache, options)?)),
         Action::Doc => doc::build(&cache, options)?,
     }

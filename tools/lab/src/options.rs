@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::hypervisor::Kind;
+
 /// Whose virtualization extension the machine at level 0 has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Vendor {
@@ -86,6 +88,10 @@ pub struct Options {
     /// The last level to boot: 2 for an L2, 1 for a guest that has none
     #[arg(long, env = "LEVELS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=3), global = true)]
     pub levels: u8,
+
+    /// What level 1 is: this project's kernel, Debian's, or Xen
+    #[arg(long, env = "L1", value_enum, default_value = "linux", global = true)]
+    pub l1: Kind,
 
     /// Virtual CPUs of every level
     #[arg(long, env = "SMP", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8), global = true)]

@@ -42,6 +42,8 @@ pub struct Activity {
     pub exits: Vec<Row>,
     /// Consistency checks that failed since it was created.
     pub failed_checks: BTreeMap<String, u64>,
+    /// What the page tables of L2 have counted since it was created.
+    pub mmu: BTreeMap<String, u64>,
 }
 
 impl Activity {
@@ -98,6 +100,7 @@ fn activity(name: &str, before: &Vm, now: &Vm, span: Duration) -> Activity {
         entries: now.entries.clone(),
         exits,
         failed_checks: now.failed_checks.clone(),
+        mmu: now.mmu.clone(),
     }
 }
 
@@ -115,6 +118,7 @@ mod tests {
                 .collect(),
             entries: [("entered".to_owned(), entered)].into(),
             failed_checks: BTreeMap::new(),
+            mmu: BTreeMap::new(),
         };
         Sample {
             time,

@@ -41,6 +41,9 @@ fn write_vm(text: &mut String, activity: &Activity) -> std::fmt::Result {
     for (name, count) in &activity.failed_checks {
         writeln!(text, "  failed check {name}: {count}")?;
     }
+    for (name, count) in &activity.mmu {
+        writeln!(text, "  page tables of L2, {name}: {count}")?;
+    }
     Ok(())
 }
 
@@ -68,6 +71,7 @@ pub mod tests {
                 l1_rate: 7.5,
             }],
             failed_checks: [("Control::Asid".to_owned(), 3)].into(),
+            mmu: [("mapped".to_owned(), 5)].into(),
         }
     }
 

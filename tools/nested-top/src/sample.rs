@@ -36,6 +36,8 @@ pub struct Vm {
     pub entries: BTreeMap<String, u64>,
     /// Consistency checks that such an entry failed, by name.
     pub failed_checks: BTreeMap<String, u64>,
+    /// What the page tables that its L2 runs on have counted, by name.
+    pub mmu: BTreeMap<String, u64>,
 }
 
 impl Vm {
@@ -106,6 +108,7 @@ fn read_vm(dir: &Path) -> Result<Option<Vm>> {
         })?,
         entries: counts("entries")?,
         failed_checks: counts("failed_checks")?,
+        mmu: counts("mmu")?,
     }))
 }
 
@@ -146,6 +149,7 @@ pub mod tests {
         fs::write(vm.join("exits"), exits).unwrap();
         fs::write(vm.join("entries"), "entered 12\nrefused 1\n").unwrap();
         fs::write(vm.join("failed_checks"), "Control::Asid 1\n").unwrap();
+        fs::write(vm.join("mmu"), "mapped 5\n").unwrap();
     }
 
     #[test]
@@ -159,6 +163,7 @@ pub mod tests {
         assert_eq!(vm.exits["0x99"].total(), 1);
         assert_eq!((vm.entries("entered"), vm.entries("refused")), (12, 1));
         assert_eq!(vm.failed_checks["Control::Asid"], 1);
+        assert_eq!(vm.mmu["mapped"], 5);
         assert!(sample.vms["77-2"].exits.is_empty());
 
         let sample = Sample::read(dir.path(), Some(7)).unwrap();

@@ -314,12 +314,12 @@ fn writes_are_reported_by_the_way_that_l0_asks_for() {
         }
     };
 
-    // By faults.
+    // By faults, whatever they are for.
     let mapped = world.fault_with(&root, ADDRESS, READS, with(Tracking::Protect));
     assert!(matches!(
         mapped,
         Ok(Mapped::Done {
-            is_writable: false,
+            is_writable: true,
             ..
         })
     ));
@@ -356,6 +356,15 @@ fn writes_are_reported_by_the_way_that_l0_asks_for() {
     let _ = world.shadow.clear_dirty(&frames, &world.reports);
     assert_eq!(world.reports.0.take(), [0x7000].into());
 
+    let _ = world.fault_with(&root, ADDRESS, WRITES, with(Tracking::Flag));
+    assert_eq!(
+        world.shadow.sync_dirty(&frames, &world.reports),
+        FlushNeeded::Yes
+    );
+    assert_eq!(world.reports.0.take(), [0x7000].into());
+    let _ = world.shadow.sync_dirty(&frames, &world.reports);
+    assert!(world.reports.0.borrow().is_empty());
+
     // What is dirty when an entry goes is not lost.
     let _ = world.fault_with(&root, ADDRESS, WRITES, with(Tracking::Flag));
     world.guest_map(ADDRESS, 0);
@@ -385,14 +394,9 @@ fn a_late_fault_takes_nothing_back() {
     // But L0 does, and so does L1.
     let frames = Frames::new(Gpa::from_raw(0x7000), 0x1000);
     let _ = world.shadow.write_protect(&frames);
-    let mapped = world.fault_with(&root, ADDRESS, READS, logged);
-    assert!(matches!(
-        mapped,
-        Ok(Mapped::Done {
-            is_writable: false,
-            ..
-        })
-    ));
+    let at = L2Gpa::from_raw(ADDRESS);
+    let found = world.shadow.translate(&root, at);
+    assert!(found.is_some_and(|found| !found.permissions.has(Permissions::WRITE)));
     let _ = world.fault_with(&root, ADDRESS, WRITES, logged).unwrap();
     world.guest_map(ADDRESS, 0x7000 | READ | ACCESSED | DIRTY);
     let mapped = world.fault_with(&root, ADDRESS, READS, logged);

@@ -308,3 +308,35 @@ fn a_fault_that_l1_gets_makes_the_address_new() {
         world.shadow.check();
     }
 }
+
+#[test]
+fn what_l0_forgets_is_not_tracked_any_more() {
+    let tracker = Tracker::default();
+
+    // L0 drops all: the root stays, as a vCPU uses it, and L1 can write to its page unseen.
+    let (mut world, root) = mapped();
+    track_all(&mut world, &tracker);
+    let _ = world.shadow.zap_all(&world.reports);
+    assert!(!world.shadow.is_tracked(Gpa::from_raw(TOP)));
+    let _ = world.fault(&root, ADDRESS, WRITES).unwrap();
+    world.memory.set(TOP, 0);
+    assert_eq!(world.flush(FlushScope::All).entries, 1);
+    assert_eq!(world.translate(&root, ADDRESS), None);
+
+    // L0 unmaps the page of one table.
+    let (mut world, root) = mapped();
+    track_all(&mut world, &tracker);
+    let entry = World::guest_entry(ADDRESS);
+    let frames = Frames::new(Gpa::from_raw(entry).page(), 0x1000);
+    let _ = world.shadow.unmap(&frames, &world.reports);
+    assert!(!world.shadow.is_tracked(Gpa::from_raw(entry).page()));
+    assert!(world.shadow.is_tracked(Gpa::from_raw(TOP)));
+    world.memory.set(entry, 0);
+    assert_eq!(world.flush(FlushScope::All).entries, 1);
+    assert_eq!(world.translate(&root, ADDRESS), None);
+
+    // L0 unmaps all memory.
+    let everything = Frames::new(Gpa::from_raw(0), 1 << 40);
+    let _ = world.shadow.unmap(&everything, &world.reports);
+    assert!(!world.shadow.is_tracked(Gpa::from_raw(TOP)));
+}

@@ -2,16 +2,15 @@
 
 //! A vCPU that moves between KVM's own nested code and our module while L2 computes.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use selftests::expect;
-use selftests::guest::machine::{self, Interrupts};
+use selftests::guest::machine::Interrupts;
 use selftests::guest::state::{self, Nested, Saved, GUEST_MODE};
 use selftests::guest::{Machine, Random};
-use selftests::module;
-use selftests::tap::{self, Point, Skip};
+use selftests::provider::Ours;
+use selftests::tap::{self, Point};
 
 use crate::moving::{computing, finish, run_for};
 use crate::Fixture;
@@ -27,50 +26,13 @@ pub fn points() -> Vec<Point<Fixture>> {
     )]
 }
 
-/// Our module.
-struct Ours {
-    path: PathBuf,
-    name: String,
-}
-
-impl Ours {
-    /// Returns the module if it is loaded, and nested virtualization is there without it.
-    fn find(fixture: &Fixture) -> Result<Self> {
-        let path = fixture
-            .module
-            .clone()
-            .context("it is not said where our module is")?;
-        let stem = path.file_stem().and_then(|stem| stem.to_str());
-        let name = stem.context("a module without a name")?.replace('-', "_");
-        if module::find(&name)?.is_none() {
-            return Err(Skip("our module is not loaded".into()).into());
-        }
-        module::unload(&name)?;
-        let offered = machine::offered(&fixture.kvm);
-        module::load(&path, "")?;
-        match offered {
-            Ok(_) => Ok(Self { path, name }),
-            Err(_) => Err(Skip("KVM has no nested code of its own".into()).into()),
-        }
-    }
-
-    /// Takes the module out if it is in, and puts it in if it is out.
-    fn toggle(&self) -> Result<()> {
-        if module::find(&self.name)?.is_some() {
-            module::unload(&self.name)
-        } else {
-            module::load(Path::new(&self.path), "")
-        }
-    }
-}
-
 fn moves(fixture: &Fixture) -> Result<()> {
-    let ours = Ours::find(fixture)?;
+    let path = fixture.module.as_deref();
+    let path = path.context("it is not said where our module is")?;
+    let ours = Ours::find(&fixture.kvm, path)?;
     let result = with(fixture, &ours);
     // The next tests are for our module.
-    if module::find(&ours.name)?.is_none() {
-        ours.toggle()?;
-    }
+    ours.put_in()?;
     result
 }
 

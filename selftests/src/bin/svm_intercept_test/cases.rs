@@ -5,6 +5,7 @@
 use anyhow::{ensure, Result};
 use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, REGISTERS};
 use selftests::guest::machine::Stop;
+use selftests::guest::tables::nested_entry;
 use selftests::guest::vmcb::{self, exit};
 use selftests::guest::GuestMemory;
 use selftests::tap::{Point, Skip};
@@ -249,7 +250,8 @@ pub fn points() -> Vec<Point<Fixture>> {
             let page = BUFFER + 0x8000;
             let info = fixture.exits(l2_load, exit::NPF, |memory| {
                 set_rax(memory, page);
-                memory.write(nested_entry(memory, page), 0u64);
+                let table = memory.read(vmcb::NESTED_CR3);
+                memory.write(nested_entry(memory, table, page), 0u64);
             })?;
             expect("address", info.second, page)?;
             expect(
@@ -257,6 +259,17 @@ pub fn points() -> Vec<Point<Fixture>> {
                 info.first & 0x1f,
                 4,
             )
+        },
+    ));
+    points.push(Point::new(
+        "CR2 of L2 is what L1 gave it, and comes back",
+        |fixture| {
+            const CR2: u64 = 0x1_2345_6000;
+            let (ran, _) = fixture.run(l2_vmmcall, |memory| memory.write(vmcb::CR2, CR2))?;
+            expect("what L2 did", ran, Ran::Exit(exit::VMMCALL))?;
+            let machine = fixture.machine.borrow();
+            let memory = &machine.as_ref().unwrap().memory;
+            expect("CR2", memory.read(vmcb::CR2), CR2)
         },
     ));
     points.push(Point::new(
@@ -282,14 +295,4 @@ pub fn points() -> Vec<Point<Fixture>> {
         },
     ));
     points
-}
-
-/// Returns where L1's nested page table has the entry of a page.
-fn nested_entry(memory: &GuestMemory, page: u64) -> u64 {
-    let mut table: u64 = memory.read(vmcb::NESTED_CR3);
-    for level in (1..4).rev() {
-        let slot = table + 8 * (page >> (12 + 9 * level) & 0x1ff);
-        table = memory.read::<u64>(slot) & !0xfff;
-    }
-    table + 8 * (page >> 12 & 0x1ff)
 }

@@ -42,7 +42,7 @@ pub struct Environment {
 }
 
 /// A valid page-attribute table.
-const PAT: u64 = 0x0007_0406_0007_0406;
+pub const PAT: u64 = 0x0007_0406_0007_0406;
 
 /// An address that is not canonical with 48 bits, nor with 57.
 const NOT_CANONICAL: u64 = 1 << 62;
@@ -51,14 +51,14 @@ const NOT_CANONICAL: u64 = 1 << 62;
 const UPPER: u64 = 0xffff_8000_0000_0000;
 
 /// Stands for the first physical address that is too wide.
-const WIDE: u64 = 0x5749_4445;
+pub const WIDE: u64 = 0x5749_4445;
 
 /// Stands for the page.
-const PAGE: u64 = 0x5041_4745;
+pub const PAGE: u64 = 0x5041_4745;
 
 /// How a field is changed.
 #[derive(Clone, Copy)]
-enum Change {
+pub enum Change {
     /// One of these bits becomes the other.
     Flip(u64),
     /// It becomes one of these values.
@@ -92,7 +92,7 @@ const LIMITS: Change = Set(&[
 const BASES: Change = Set(&[0, 0x1000, 1 << 31, 1 << 32, UPPER, NOT_CANONICAL]);
 
 /// The fields, and how they are changed.
-const CHANGES: &[(u32, Change)] = &[
+pub const CHANGES: &[(u32, Change)] = &[
     (
         field::PIN,
         Flip(pin::EXTERNAL_INTERRUPT | pin::NMI | pin::VIRTUAL_NMI),
@@ -209,7 +209,7 @@ const CHANGES: &[(u32, Change)] = &[
 ];
 
 /// How the fields of a segment register are changed.
-const OF_SEGMENT: [(u32, Change); 4] = [
+pub const OF_SEGMENT: [(u32, Change); 4] = [
     (field::GUEST_SELECTOR, Flip(7)),
     (field::GUEST_RIGHTS, RIGHTS),
     (field::GUEST_LIMIT, LIMITS),

@@ -8,6 +8,7 @@ pub mod tree;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -33,6 +34,8 @@ pub struct CheckOutcome {
     pub failed: u32,
     /// Parts that could not be run here; the detail says why.
     pub skipped: u32,
+    /// How long it took.
+    pub time: Duration,
     /// What failed or why it was skipped.
     pub detail: Option<String>,
 }
@@ -82,6 +85,7 @@ impl CheckOutcome {
             passed: 0,
             failed: 0,
             skipped: 0,
+            time: Duration::ZERO,
             detail: None,
         };
         let mut details = Vec::new();
@@ -208,8 +212,12 @@ fn select(cache: &Cache, options: &Options, wanted: fn(&str) -> bool) -> Result<
     };
     let mut outcomes = Vec::new();
     for (name, check) in CHECKS.iter().filter(|(name, _)| wanted(name)) {
+        let start = Instant::now();
         let findings = step::quiet(name, || check(&context));
-        let outcome = CheckOutcome::of(name, findings);
+        let outcome = CheckOutcome {
+            time: start.elapsed(),
+            ..CheckOutcome::of(name, findings)
+        };
         println!("{} {name}", outcome.verdict());
         for line in outcome.detail.iter().flat_map(|detail| detail.lines()) {
             println!("    {line}");

@@ -169,6 +169,23 @@ pub fn qemu(tools: &Toolroot) -> Result<Rootfs> {
     Ok(root)
 }
 
+/// Returns QEMU for a PC, with the firmware that it needs for Xen.
+pub fn qemu_for_pc(tools: &Toolroot) -> Result<Rootfs> {
+    let mut root = Rootfs::default();
+    let program = "qemu-system-x86_64";
+    root.program(&format!("/usr/bin/{program}"), tools, program)?;
+    for path in [
+        "seabios/bios-256k.bin",
+        "qemu/multiboot_dma.bin",
+        "qemu/kvmvapic.bin",
+    ] {
+        let host = tools.dir.join("usr/share").join(path);
+        let name = path.rsplit('/').next().unwrap_or(path);
+        root.file(&format!("/usr/share/qemu/{name}"), &host);
+    }
+    Ok(root)
+}
+
 /// Adds the modules to a root filesystem, with the list that `load_modules` reads.
 pub fn add_modules(root: &mut Rootfs, place: Place, modules: &[Module]) -> Result<()> {
     let mut list = String::new();

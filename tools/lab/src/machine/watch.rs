@@ -49,6 +49,7 @@ const EMULATOR: &[(&str, &str)] = &[
     ("KVM: entry failed", "failed VM entry"),
     ("error: kvm run failed", "KVM_RUN failed"),
     ("qemu: hardware error", "hardware error"),
+    ("(XEN) Panic on CPU", "Xen panic"),
 ];
 
 /// What a line means for the run.

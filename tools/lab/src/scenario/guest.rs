@@ -25,7 +25,9 @@ use super::{Bench, bare, vendor_name};
 fn programs(vendor: Vendor) -> &'static [(&'static str, &'static str)] {
     match vendor {
         Vendor::Amd => &[
+            ("svm_instruction_test", ""),
             ("svm_vmrun_check_test", ""),
+            ("svm_event_test", ""),
             ("svm_intercept_test", ""),
             ("svm_address_space_test", "4000"),
             ("nested_memory_test", "10 100"),

@@ -12,10 +12,10 @@ use anyhow::{Result, anyhow};
 
 use super::suites::{Selection, Suite};
 
-/// What a suite does; it counts its results.
-type Work<'a> = Box<dyn FnOnce(&mut Suite) -> Result<()> + Send + 'a>;
+/// What one processor does without a break; returns lines of the table.
+type Work<'a> = Box<dyn FnOnce() -> Vec<Suite> + Send + 'a>;
 
-/// A suite that has not run yet.
+/// A suite, or several, that have not run yet.
 struct Job<'a> {
     name: String,
     work: Work<'a>,
@@ -26,15 +26,28 @@ struct Job<'a> {
 pub struct Jobs<'a>(Vec<Job<'a>>);
 
 impl<'a> Jobs<'a> {
-    /// Adds a suite.
+    /// Adds a suite, which counts its results. An error is a failed test.
     pub fn add(&mut self, name: String, work: impl FnOnce(&mut Suite) -> Result<()> + Send + 'a) {
+        let mut suite = Suite::new(name.clone());
+        self.add_several(name, move || {
+            let start = Instant::now();
+            if let Err(error) = work(&mut suite) {
+                suite.broke(&error);
+            }
+            suite.time = Some(start.elapsed());
+            vec![suite]
+        });
+    }
+
+    /// Adds suites that run one after the other, and are selected by one name.
+    pub fn add_several(&mut self, name: String, work: impl FnOnce() -> Vec<Suite> + Send + 'a) {
         let work = Box::new(work);
         self.0.push(Job { name, work });
     }
 
     /// Runs those that are wanted, and returns their results in the order of the table.
     ///
-    /// An error is a failed test. An emulator keeps one processor busy, or a little more.
+    /// An emulator keeps one processor busy, or a little more.
     pub fn run(self, selection: &Selection) -> Result<Vec<Suite>> {
         let wanted = |job: &Job<'_>| selection.has(&job.name);
         let queue: VecDeque<_> = self.0.into_iter().filter(wanted).enumerate().collect();
@@ -53,7 +66,7 @@ impl<'a> Jobs<'a> {
         })?;
         let mut done = done.into_inner().map_err(|_| poisoned())?;
         done.sort_by_key(|(place, _)| *place);
-        Ok(done.into_iter().map(|(_, suite)| suite).collect())
+        Ok(done.into_iter().flat_map(|(_, suites)| suites).collect())
     }
 }
 
@@ -61,23 +74,18 @@ fn poisoned() -> anyhow::Error {
     anyhow!("another suite panicked")
 }
 
-/// Runs jobs until none is left, and measures each.
+/// Runs jobs until none is left.
 fn work(
     queue: &Mutex<VecDeque<(usize, Job<'_>)>>,
-    done: &Mutex<Vec<(usize, Suite)>>,
+    done: &Mutex<Vec<(usize, Vec<Suite>)>>,
 ) -> Result<()> {
     loop {
         let next = queue.lock().map_err(|_| poisoned())?.pop_front();
         let Some((place, job)) = next else {
             return Ok(());
         };
-        let start = Instant::now();
-        let mut suite = Suite::new(job.name);
-        if let Err(error) = (job.work)(&mut suite) {
-            suite.broke(&error);
-        }
-        suite.time = Some(start.elapsed());
-        done.lock().map_err(|_| poisoned())?.push((place, suite));
+        let suites = (job.work)();
+        done.lock().map_err(|_| poisoned())?.push((place, suites));
     }
 }
 

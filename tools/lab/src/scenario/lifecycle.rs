@@ -123,7 +123,12 @@ pub fn run(bench: &Bench, target: &Target, program: &std::path::Path) -> Result<
 /// Returns the results of the program's points with what they say, and of the run if it is none of
 /// these that failed.
 pub fn verdicts(outcome: &Outcome) -> Vec<(Verdict, String)> {
-    let report = outcome.tap.iter().find(|report| report.name == PROGRAM);
+    verdicts_of(PROGRAM, outcome)
+}
+
+/// Does the same for another program.
+pub fn verdicts_of(program: &str, outcome: &Outcome) -> Vec<(Verdict, String)> {
+    let report = outcome.tap.iter().find(|report| report.name == program);
     let points = report.map_or(&[][..], |report| report.points.as_slice());
     let mut verdicts: Vec<(Verdict, String)> = points
         .iter()

@@ -4,6 +4,7 @@
 
 pub mod bare;
 pub mod benchmark;
+pub mod fuzz;
 pub mod guest;
 pub mod harness;
 pub mod jobs;
@@ -23,6 +24,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::cache::Cache;
+use crate::hypervisor::{Hypervisor, Kind};
 use crate::image::level::Module;
 use crate::kernel::{self, Kernel, Variant};
 use crate::machine::accel::{self, Engine};
@@ -32,6 +34,7 @@ use crate::options::{Options, Paging, Vendor, Without};
 use crate::{archive, command, host};
 
 pub use benchmark::{Benchmark, vendors_named};
+pub use fuzz::{Cases, fuzz};
 pub use nested::run;
 pub use shell::shell;
 pub use suites::{Selection, test};
@@ -82,6 +85,11 @@ impl Levels {
             paging: options.paging()?,
             without: options.without()?,
         };
+        let plain = levels.last == 2 && levels.paging == Paging::Nested && options.smp == 1;
+        ensure!(
+            options.l1 == Kind::Linux || plain && levels.without == Without::default(),
+            "L1=debian and L1=xen are for LEVELS=2 and SMP=1, with all that KVM can use"
+        );
         // Our module attaches to a KVM with nested paging only, and L1 would need it for L3.
         let served = (provider, levels.paging) != (Provider::Ours, Paging::Shadow);
         ensure!(
@@ -101,6 +109,8 @@ pub struct Bench {
     pub kernel: Kernel,
     /// Our modules, if they are wanted.
     pub ours: Option<OurModules>,
+    /// What L1 is.
+    pub l1: Hypervisor,
     /// Directory of the logs of machines.
     pub logs: PathBuf,
 }
@@ -126,6 +136,7 @@ impl Bench {
             programs,
             kernel,
             ours,
+            l1: Hypervisor::Linux,
             logs: cache.root().join("runs"),
         })
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cache::Cache;
+use crate::hypervisor::Hypervisor;
 use crate::image::level::{self, Nest, Work};
 use crate::image::rootfs::Rootfs;
 use crate::kernel::Variant;
@@ -47,7 +48,10 @@ pub fn nest(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -> Re
         last: levels.last,
         kernel: bench.kernel.bzimage.clone(),
         work: Work::Workload(tools.workload.clone()),
-        modules: bench.guest_kvm(target.vendor, levels)?,
+        modules: match &bench.l1 {
+            Hypervisor::Debian(kernel) => kernel.kvm(target.vendor),
+            Hypervisor::Linux | Hypervisor::Xen(..) => bench.guest_kvm(target.vendor, levels)?,
+        },
         nested: bench
             .our_guest_module(target.vendor, levels)
             .into_iter()
@@ -78,20 +82,61 @@ pub fn describe(bench: &Bench, target: &Target, levels: Levels, tools: &Tools) -
     let mut files = Rootfs::default();
     level::add_nest(&mut files, &bench.programs.tools, &nest)?;
     files.file(NESTED_TOP, &tools.nested_top);
+    let mut commands = include_str!("../image/guest/nested.sh").to_owned();
+    match &bench.l1 {
+        Hypervisor::Linux => {}
+        Hypervisor::Debian(kernel) => {
+            files.file("/lab/l1/bzImage", &kernel.bzimage());
+        }
+        Hypervisor::Xen(xen, kernel) => {
+            files
+                .extend(&level::qemu_for_pc(&bench.programs.tools)?)
+                .file("/lab/l1/bzImage", &kernel.bzimage())
+                .file("/lab/l1/xen", xen);
+            commands = format!(
+                "XEN_CPU={}\nXEN_MEMORY={XEN_MEMORY}\n{}",
+                xen_cpu(target),
+                include_str!("../image/guest/xen.sh")
+            );
+        }
+    }
     Ok(Run {
         name: format!("nested-{}-l{last}", vendor_name(target.vendor)),
         kernel: bench.kernel.bzimage.clone(),
         cmdline: Vec::new(),
         files,
         modules: bench.modules_below(target, levels)?,
-        commands: include_str!("../image/guest/nested.sh").to_owned(),
+        commands,
         limits: limits(last),
         target: Target {
-            memory: target.memory.max(level::memory(0, last)),
+            memory: target.memory.max(memory_of_host(&bench.l1, last)),
             smp: processors(target),
             ..*target
         },
     })
+}
+
+/// Memory of Xen and its domains, in MiB.
+const XEN_MEMORY: u32 = 1152;
+
+/// Returns the memory of level 0 in MiB.
+fn memory_of_host(l1: &Hypervisor, last: u8) -> u32 {
+    match l1 {
+        Hypervisor::Linux => level::memory(0, last),
+        // A kernel for all computers is larger.
+        Hypervisor::Debian(_) => level::memory(0, last) + 256,
+        Hypervisor::Xen(..) => XEN_MEMORY + 896,
+    }
+}
+
+/// Returns QEMU's words for the processor of Xen.
+///
+/// QEMU's own SVM does not say where the next instruction begins, and Xen cannot tell for RDTSCP.
+fn xen_cpu(target: &Target) -> &'static str {
+    match target.engine {
+        Engine::Tcg => "host,-rdtscp",
+        Engine::Bochs | Engine::Kvm => "host",
+    }
 }
 
 /// How much longer each level above L2 takes than the one below it.
@@ -155,7 +200,8 @@ pub fn run(cache: &Cache, options: &Options, provider: Provider) -> Result<ExitC
     let target = target(options)?;
     let levels = Levels::asked_for(options, provider)?;
     let variant = Variant::asked_for(options);
-    let bench = Bench::prepare(cache, options, variant, provider)?;
+    let mut bench = Bench::prepare(cache, options, variant, provider)?;
+    bench.l1 = Hypervisor::ensure(cache, options.l1)?;
     let tools = Tools::build(cache)?;
     let chain = chain(&bench, &target, levels, &tools)?;
     if let Status::Failed { reason, excerpt } = &chain.outcome.status {

@@ -65,6 +65,8 @@ pub fn exits(counters: &[Counters], level: u8) -> Vec<(String, Exits)> {
 pub struct Top {
     entries: BTreeMap<String, u64>,
     failed_checks: BTreeMap<String, u64>,
+    #[serde(default)]
+    mmu: BTreeMap<String, u64>,
 }
 
 impl Top {
@@ -93,6 +95,9 @@ fn entries(vms: &[Top]) -> String {
         }
         for (name, count) in &vm.failed_checks {
             let _ = writeln!(text, "  {name:<28}{count:>12} failed");
+        }
+        for (name, count) in vm.mmu.iter().filter(|(_, count)| **count != 0) {
+            let _ = writeln!(text, "  page tables, {name:<15}{count:>12}");
         }
     }
     text
@@ -153,6 +158,7 @@ pub fn nested(
     }
     row("provider", &provider.to_string());
     row("vendor", vendor_name(target.vendor));
+    row("L1", &bench.l1.name());
     row("L0 runs on", &target.engine.to_string());
     if target.engine == Engine::Bochs {
         row("Bochs", &version(bench, Engine::Bochs)?);

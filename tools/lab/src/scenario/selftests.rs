@@ -364,11 +364,12 @@ pub fn stopped(results: &Results) -> Option<String> {
     }
 }
 
-/// Formats the comparison as a table.
+/// Formats the comparison as a table; what is skipped on both sides is in the list of reasons.
 pub fn table(rows: &[Row]) -> String {
     let word = |verdict: Option<Verdict>| verdict.map_or("-", Verdict::word);
     let mut text = format!("  {:<42}{:<6}{:<6}{}\n", "test", "base", "this", "verdict");
-    for row in rows {
+    let ran = |row: &&Row| row.base != Some(Verdict::Skipped) || row.verdict == Verdict::Failed;
+    for row in rows.iter().filter(ran) {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,

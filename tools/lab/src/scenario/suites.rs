@@ -2,6 +2,7 @@
 
 //! `lab test`: all suites, one line each, and the sum.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::cache::Cache;
-use crate::checks;
+use crate::checks::{self, CheckOutcome};
 use crate::kernel::Variant;
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Status, Target};
@@ -24,7 +25,9 @@ use super::harness::{self, PLANTS};
 use super::jobs::Jobs;
 use super::kept::{Once, Results};
 use super::tools::Tools;
-use super::{Bench, Levels, Provider, bare, guest, lifecycle, nested, selftests, vendor_name};
+use super::{
+    Bench, Cases, Levels, Provider, bare, fuzz, guest, lifecycle, nested, selftests, vendor_name,
+};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -37,7 +40,7 @@ pub struct Suite {
     pub failed: u32,
     /// Tests that did not run.
     pub skipped: u32,
-    /// How long it took, unless something else measured it.
+    /// How long it took, if it ran to its end.
     pub time: Option<Duration>,
     /// What failed, and why something was skipped.
     pub details: Vec<String>,
@@ -75,6 +78,19 @@ impl Suite {
     }
 }
 
+impl From<CheckOutcome> for Suite {
+    fn from(check: CheckOutcome) -> Self {
+        Self {
+            name: check.suite,
+            passed: check.passed,
+            failed: check.failed,
+            skipped: check.skipped,
+            time: Some(check.time),
+            details: check.detail.into_iter().collect(),
+        }
+    }
+}
+
 /// The name of the static checks, of which each is a line of the table.
 const CHECKS: &str = "static checks";
 
@@ -97,37 +113,9 @@ impl Selection {
 
 /// Runs what is selected and prints the table.
 pub fn test(cache: &Cache, options: &Options, selection: &Selection) -> Result<ExitCode> {
-    let checks = if selection.has(CHECKS) {
-        checks::run(cache, options)?
-    } else {
-        Vec::new()
-    };
-    let mut suites: Vec<Suite> = checks
-        .into_iter()
-        .map(|check| Suite {
-            name: check.suite,
-            passed: check.passed,
-            failed: check.failed,
-            skipped: check.skipped,
-            time: None,
-            details: check.detail.into_iter().collect(),
-        })
-        .collect();
-    suites.extend(machines(cache, options, selection)?);
-    ensure!(!suites.is_empty(), "no suite has a name like that");
-    print!("{}", table(&suites));
-    let failed: u32 = suites.iter().map(|suite| suite.failed).sum();
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-/// Runs the suites that boot machines, on both vendors.
-fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<Vec<Suite>> {
     let ground = Ground::prepare(cache, options)?;
     let mut jobs = Jobs::default();
+    jobs.add_several(CHECKS.into(), || static_checks(cache, options));
     for vendor in [Vendor::Amd, Vendor::Intel] {
         let target = Target {
             vendor,
@@ -140,7 +128,27 @@ fn machines(cache: &Cache, options: &Options, selection: &Selection) -> Result<V
             upstream_suites(&mut jobs, cache, &ground, Target { engine, ..target });
         }
     }
-    jobs.run(selection)
+    let suites = jobs.run(selection)?;
+    ensure!(!suites.is_empty(), "no suite has a name like that");
+    print!("{}", table(&suites));
+    let failed: u32 = suites.iter().map(|suite| suite.failed).sum();
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the static checks: compilers, which machines that boot meanwhile leave time.
+fn static_checks(cache: &Cache, options: &Options) -> Vec<Suite> {
+    match checks::run(cache, options) {
+        Ok(checks) => checks.into_iter().map(Suite::from).collect(),
+        Err(error) => {
+            let mut suite = Suite::new(CHECKS.into());
+            suite.broke(&error);
+            vec![suite]
+        }
+    }
 }
 
 /// Everything that is built before the first machine boots.
@@ -213,6 +221,12 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
             life_cycle(suite, bench, &target, &ground.module_tests)
         });
     }
+    jobs.add(label("fuzz"), move |suite| {
+        let cases = Cases::of_test(target.vendor);
+        let outcome = fuzz::run(patched, &target, &ground.guest_tests, cases)?;
+        fuzz::count(suite, &outcome);
+        Ok(())
+    });
     jobs.add(label("guest tests, ours"), move |suite| {
         // The processor itself is at hand if it is an emulated one.
         let emulated = (target.vendor, target.engine) == (Vendor::Intel, Engine::Bochs);
@@ -338,16 +352,22 @@ pub fn table(suites: &[Suite]) -> String {
         );
     }
     // What failed comes last: of a long log, many places show the end only.
-    text.push('\n');
-    let skip = Verdict::Skipped.word();
-    for last in [false, true] {
-        for suite in suites {
-            let of_now = |detail: &&String| detail.starts_with(skip) != last;
-            for detail in suite.details.iter().filter(of_now) {
-                let _ = writeln!(text, "{}: {}", suite.name, detail.trim_end());
+    let mut skipped = BTreeMap::<&str, Vec<&str>>::new();
+    let mut failed = String::from("\n");
+    for suite in suites {
+        for detail in suite.details.iter().map(|detail| detail.trim_end()) {
+            if detail.starts_with(Verdict::Skipped.word()) {
+                skipped.entry(detail).or_default().push(&suite.name);
+            } else {
+                let _ = writeln!(failed, "{}: {detail}", suite.name);
             }
         }
     }
+    text.push('\n');
+    for (detail, suites) in skipped {
+        let _ = writeln!(text, "{detail}\n    in {}", suites.join("; "));
+    }
+    text.push_str(&failed);
     let sum = |count: fn(&Suite) -> u32| suites.iter().map(count).sum::<u32>();
     let _ = writeln!(
         text,
@@ -375,7 +395,20 @@ mod tests {
             text.ends_with("\n1 passed, 1 failed, 1 skipped\n"),
             "{text}"
         );
-        assert!(text.contains("one: skip: no such CPU") && text.contains("two: FAIL: broken"));
+        assert!(text.contains("\nskip: no such CPU\n    in one\n"), "{text}");
+        assert!(text.contains("\ntwo: FAIL: broken\n"), "{text}");
+    }
+
+    #[test]
+    fn a_reason_to_skip_is_said_once() {
+        let suites = ["one", "two"].map(|name| {
+            let mut suite = Suite::new(name.into());
+            suite.count(Verdict::Skipped, || "no such CPU".into());
+            suite
+        });
+        let text = table(&suites);
+        assert_eq!(text.matches("no such CPU").count(), 1, "{text}");
+        assert!(text.contains("in one; two\n"), "{text}");
     }
 
     #[test]

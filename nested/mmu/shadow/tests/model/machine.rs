@@ -230,9 +230,9 @@ impl Machine {
                 Mapped::Done { is_writable, .. } => {
                     if self.format.writes(access) {
                         assert!(is_writable);
-                        if self.effective_tracking() == Tracking::Protect {
-                            self.world.reports.report(found.page);
-                        }
+                    }
+                    if is_writable && self.effective_tracking() != Tracking::None {
+                        self.world.reports.report(found.page);
                     }
                     self.world.shadow.prefetch(&install, root, &found, self);
                     return true;
@@ -359,7 +359,13 @@ impl Machine {
             Tracking::Protect => self.world.shadow.write_protect(&everything),
             Tracking::Flag => {
                 let world = &mut self.world;
-                world.shadow.clear_dirty(&everything, &world.reports)
+                // Whatever was reported, L0 asks to hear of again.
+                let needed = world.shadow.sync_dirty(&everything, &world.reports);
+                if world.reports.0.borrow().len() % 2 == 0 {
+                    needed
+                } else {
+                    world.shadow.clear_dirty(&everything, &world.reports)
+                }
             }
         };
         self.follow(needed);

@@ -89,10 +89,12 @@ nest() {
 	fi
 	rm -f /tmp/nest.status
 	say "=== lab: start level=$child"
+	kernel=/lab/bzImage
+	[ "$child" = 1 ] && [ -f /lab/l1/bzImage ] && kernel=/lab/l1/bzImage
 	"$QEMU" -L /usr/share/qemu -machine "$machine" -accel kvm -cpu host \
 		-smp "$SMP" -m "$memory" -nodefaults -no-user-config -display none \
 		-serial stdio -no-reboot \
-		-kernel /lab/bzImage -initrd /tmp/next.cpio \
+		-kernel "$kernel" -initrd /tmp/next.cpio \
 		-append "$words lab.level=$child" -pidfile /tmp/nest.pid </dev/null 2>&1 |
 		while IFS= read -r line; do
 			line=${line%"$CR"}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What KVM's own code and our module may do differently, each with the reason.
+
+use super::code::TIMED;
+use super::observe::{Difference, What};
+use super::{Action, Case};
+use crate::guest::layout::{OTHER_VMCS, REGISTERS, VMCS, VMX_REGISTERS};
+use crate::guest::vmcb;
+use crate::guest::vmx::bits::reason;
+use crate::guest::vmx::field;
+
+/// What is behind an allowed difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It must be the same.
+    Same,
+    /// It follows from the difference.
+    Follows,
+}
+
+/// A difference that is allowed.
+pub struct Allowed {
+    /// Why.
+    pub reason: &'static str,
+    applies: fn(&Case, &Difference) -> bool,
+    rest: Rest,
+}
+
+/// The differences that are allowed; `Documentation/errata.rst` has them, too.
+pub const ALLOWED: &[Allowed] = &[
+    Allowed {
+        reason: "the time, or a random number, is another one each time",
+        applies: is_timed,
+        rest: Rest::Same,
+    },
+    Allowed {
+        reason:
+            "of several things that are wrong with L2's state, which one is found first is not \
+                 said (SDM, \"Checks on the Guest State Area\")",
+        applies: |_, difference| {
+            let kinds = [0, 2, 3, 4];
+            of_qualification(difference, &[reason::INVALID_STATE])
+                && difference.values().is_some_and(|(first, second)| {
+                    kinds.contains(&first) && kinds.contains(&second)
+                })
+        },
+        rest: Rest::Same,
+    },
+    Allowed {
+        reason:
+            "the qualification of VMREAD and VMWRITE with a register is undefined (SDM, \"Basic \
+                 VM-Exit Information\"), and another one each time on Bochs",
+        applies: |_, difference| of_qualification(difference, &[VMREAD, VMWRITE]),
+        rest: Rest::Same,
+    },
+    Allowed {
+        reason: "our module offers PAUSE-loop exiting to L1, and KVM's own code does not",
+        applies: |case, difference| {
+            let mut all = case.steps.iter().chain(&case.code);
+            let reads = all.any(|action| {
+                action.verb == "rdmsr" && action.operands[0] == SECONDARY_CAPABILITIES
+            });
+            // In the whole MSR, or in its upper half.
+            let bits = [1 << 42, 1 << 10];
+            reads
+                && difference
+                    .values()
+                    .is_some_and(|(first, second)| bits.contains(&(first ^ second)))
+        },
+        rest: Rest::Same,
+    },
+    Allowed {
+        reason:
+            "KVM's own code stores EFER of L2 when an entry fails; L2's state must stay as it is \
+                 (SDM, \"VM-Entry Failures During or After Loading Guest State\")",
+        applies: |_, difference| {
+            difference.what() == Some(What::Field(field::GUEST_EFER))
+                && difference.reason == Some(reason::INVALID_STATE)
+                && difference.other_reason == difference.reason
+        },
+        rest: Rest::Same,
+    },
+    Allowed {
+        reason:
+            "KVM's own code enters with the current VMCS as the link pointer, which must not be \
+                 (SDM, \"Checks on Guest Non-Register State\")",
+        applies: |case, difference| {
+            let link = u64::from(field::LINK_POINTER);
+            let wrong = [VMCS, OTHER_VMCS].map(|vmcs| Action::new("vmwrite", &[link, vmcs]));
+            wrong.iter().any(|action| case.steps.contains(action))
+                && difference.other_reason == Some(reason::INVALID_STATE)
+                && difference.reason != difference.other_reason
+        },
+        rest: Rest::Follows,
+    },
+    Allowed {
+        reason:
+            "KVM's own code leaves most checks of L2's state to the processor, which it does not \
+                 enter for an L2 that halts",
+        applies: |case, difference| {
+            let halt = Action::new("vmwrite", &[field::ACTIVITY.into(), 1]);
+            case.steps.contains(&halt) && difference.only_first_stops("Halt")
+        },
+        rest: Rest::Follows,
+    },
+];
+
+/// IA32_VMX_PROCBASED_CTLS2.
+const SECONDARY_CAPABILITIES: u64 = 0x48b;
+
+/// The reason of exits by VMREAD.
+const VMREAD: u64 = 23;
+
+/// The reason of exits by VMWRITE.
+const VMWRITE: u64 = 25;
+
+/// Returns whether the qualifications of exits for one of the reasons differ.
+fn of_qualification(difference: &Difference, reasons: &[u64]) -> bool {
+    let reason = difference.reason.unwrap_or(u64::MAX);
+    difference.what() == Some(What::Field(field::QUALIFICATION)) && reasons.contains(&reason)
+}
+
+/// The fields that exist with KVM's own code only.
+///
+/// A field exists only if the processor has its control (SDM, "Field Encoding in VMCS"): without
+/// virtual-interrupt delivery and posted interrupts, as on these machines, neither do these. KVM's
+/// own code has them whatever the controls are.
+pub const FIELDS_OF_C: &[u32] = &[field::POSTED_VECTOR, field::POSTED_DESCRIPTOR];
+
+/// The fields that exist with our module only: PLE_Gap and PLE_Window.
+///
+/// It offers PAUSE-loop exiting to L1, and KVM's own code does not.
+pub const FIELDS_OF_OURS: &[u32] = &[0x4020, 0x4022];
+
+fn is_timed(case: &Case, difference: &Difference) -> bool {
+    let in_register = match difference.what() {
+        Some(What::Register(name)) => matches!(name, "rax" | "rcx" | "rdx"),
+        Some(What::Memory(at)) => {
+            at == vmcb::RAX
+                || (REGISTERS..REGISTERS + 0x80).contains(&at)
+                || (VMX_REGISTERS..VMX_REGISTERS + 0x80).contains(&at)
+        }
+        _ => false,
+    };
+    let timed = case.code.iter().any(|action| TIMED.contains(&action.verb));
+    in_register && timed && difference.values().is_some()
+}
+
+/// Returns the first difference that is not allowed, and counts the others by their index.
+pub fn first_not_allowed<'a>(
+    case: &Case,
+    differences: &'a [Difference],
+    counts: &mut [u64],
+) -> Option<&'a Difference> {
+    for difference in differences {
+        let index = ALLOWED
+            .iter()
+            .position(|allowed| (allowed.applies)(case, difference));
+        let Some(index) = index else {
+            return Some(difference);
+        };
+        if let Some(count) = counts.get_mut(index) {
+            *count += 1;
+        }
+        let rest = ALLOWED.get(index).map(|allowed| allowed.rest);
+        if rest == Some(Rest::Follows) {
+            break;
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::observe::{differences, Seen};
+    use super::*;
+    use crate::guest::Vendor;
+
+    /// Returns what is not allowed of a qualification of two exits for a reason.
+    fn not_allowed(reason: u64, first: u64, second: u64) -> Option<Difference> {
+        let case = Case {
+            vendor: Vendor::Vmx,
+            code: Vec::new(),
+            steps: Vec::new(),
+        };
+        let seen = |qualification| {
+            [
+                Seen::number(0, What::Field(field::EXIT_REASON), reason),
+                Seen::number(0, What::Field(field::QUALIFICATION), qualification),
+            ]
+        };
+        let all = differences(&seen(first), &seen(second));
+        first_not_allowed(&case, &all, &mut []).cloned()
+    }
+
+    #[test]
+    fn what_the_manual_leaves_open_may_differ_and_nothing_else() {
+        assert!(not_allowed(reason::INVALID_STATE, 4, 0).is_none());
+        assert!(not_allowed(reason::INVALID_STATE, 4, 1).is_some());
+        assert!(not_allowed(reason::MSR_LOAD, 4, 0).is_some());
+        assert!(not_allowed(VMREAD, 0x38, 0x18b8).is_none());
+        assert!(not_allowed(reason::VMCALL, 0x38, 0x18b8).is_some());
+    }
+}

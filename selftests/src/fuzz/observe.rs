@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What L1 and the test program see of a case.
+
+use std::fmt;
+
+use crate::guest::vmx::field;
+
+/// Something that is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// How a step ended: 0, or that it failed, see [`crate::guest::vmx::code::outcome`].
+    Outcome,
+    /// What a step has read, or the number of its failure, or the vector of its exception.
+    Value,
+    /// The error code of an exception of a step.
+    Error,
+    /// A field of the VMCS, by its encoding.
+    Field(u32),
+    /// A word of memory, by its address.
+    Memory(u64),
+    /// A register of L1 or L2, whichever runs, by KVM's name.
+    Register(&'static str),
+    /// A word of the nested state that KVM saves.
+    Nested(usize),
+    /// Why KVM_RUN has returned, the hash of it; it is said in the note.
+    Stop,
+}
+
+/// Something that is seen, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The number of the step, or of that which ended the round.
+    pub step: usize,
+    /// What is seen.
+    pub what: What,
+    /// What it is.
+    pub value: u64,
+    /// More about it for the reader.
+    pub note: String,
+}
+
+impl Seen {
+    /// Notes a number.
+    pub fn number(step: usize, what: What, value: u64) -> Self {
+        let note = String::new();
+        Self {
+            step,
+            what,
+            value,
+            note,
+        }
+    }
+
+    /// Notes why KVM_RUN has returned.
+    pub fn stop(step: usize, note: String) -> Self {
+        Self {
+            step,
+            what: What::Stop,
+            value: 0,
+            note,
+        }
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            step,
+            what,
+            value,
+            note,
+        } = self;
+        match what {
+            What::Field(field) => write!(f, "step {step}: field {field:#06x}: {value:#x}"),
+            What::Memory(address) => write!(f, "step {step}: memory {address:#x}: {value:#x}"),
+            What::Stop => write!(f, "step {step}: KVM_RUN: {note}"),
+            _ => write!(f, "step {step}: {what:?}: {value:#x}"),
+        }
+    }
+}
+
+/// Something that two providers do not do in the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// What the first one does.
+    pub first: Option<Seen>,
+    /// What the second one does.
+    pub second: Option<Seen>,
+    /// Why L2 has exited in that step with the first one, if that is a field.
+    pub reason: Option<u64>,
+    /// The same with the second one.
+    pub other_reason: Option<u64>,
+}
+
+impl Difference {
+    /// Returns what differs.
+    pub fn what(&self) -> Option<What> {
+        let seen = self.first.as_ref().or(self.second.as_ref());
+        seen.map(|seen| seen.what)
+    }
+
+    /// Returns whether the first provider has left KVM_RUN with this note, and the second one has
+    /// not.
+    pub fn only_first_stops(&self, note: &str) -> bool {
+        let stops = |seen: &Option<Seen>| {
+            let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
+            stop.is_some_and(|seen| seen.note == note)
+        };
+        stops(&self.first) && !stops(&self.second)
+    }
+
+    /// Returns whether one of them was interrupted as it had not come to an end.
+    pub fn is_of_time(&self) -> bool {
+        let lost = |seen: &Option<Seen>| {
+            let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
+            stop.is_some_and(|seen| seen.note.contains("Interrupted"))
+        };
+        lost(&self.first) || lost(&self.second)
+    }
+
+    /// Returns the values, if both have one of the same thing.
+    pub fn values(&self) -> Option<(u64, u64)> {
+        let (first, second) = (self.first.as_ref()?, self.second.as_ref()?);
+        (first.what == second.what).then_some((first.value, second.value))
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |seen: &Option<Seen>| {
+            seen.as_ref()
+                .map_or_else(|| "nothing".to_owned(), Seen::to_string)
+        };
+        write!(f, "C: {}; ours: {}", text(&self.first), text(&self.second))?;
+        match self.reason {
+            Some(reason) => write!(f, "; exit {reason:#x}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns what differs; behind a place where not even the same things are seen, nothing is
+/// compared.
+pub fn differences(first: &[Seen], second: &[Seen]) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    for index in 0..first.len().max(second.len()) {
+        let (one, other) = (first.get(index), second.get(index));
+        if one == other {
+            continue;
+        }
+        let difference = Difference {
+            first: one.cloned(),
+            second: other.cloned(),
+            reason: one.and_then(|seen| reason(first, seen.step)),
+            other_reason: other.and_then(|seen| reason(second, seen.step)),
+        };
+        let aligned = difference.values().is_some();
+        differences.push(difference);
+        if !aligned {
+            break;
+        }
+    }
+    differences
+}
+
+/// Returns the exit reason of a step.
+fn reason(all: &[Seen], step: usize) -> Option<u64> {
+    let found = all
+        .iter()
+        .find(|seen| seen.step == step && seen.what == What::Field(field::EXIT_REASON));
+    found.map(|seen| seen.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_compared_as_long_as_they_are_of_the_same_thing() {
+        let seen = |what, value| Seen::number(0, what, value);
+        let first = [
+            seen(What::Outcome, 0),
+            seen(What::Field(1), 1),
+            seen(What::Field(2), 2),
+        ];
+        let mut second = first.to_vec();
+        assert!(differences(&first, &second).is_empty());
+        second[1].value = 5;
+        let found = differences(&first, &second);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].values(), Some((1, 5)));
+        second[0] = Seen::stop(0, "halt".into());
+        assert_eq!(differences(&first, &second).len(), 1);
+        assert_eq!(differences(&first, &second[..0]).len(), 1);
+    }
+}

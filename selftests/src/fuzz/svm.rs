@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Cases of an L1 with SVM.
+
+use anyhow::Result;
+use kvm_ioctls::Kvm;
+
+use super::observe::{Seen, What};
+use super::stage::{self, Stage};
+use super::svm_script::{self as script, kind, NOTHING};
+use super::svm_vocabulary::TASK_ATTRIBUTES;
+use super::{code, Action, Case, Subject};
+use crate::guest::layout::{OTHER_VMCS, REGISTERS, TASK, TSS, VMCB, VMCB_SLOT};
+use crate::guest::vmcb;
+
+/// The machine.
+pub struct Svm {
+    stage: Stage,
+    /// The words of the VMCB at the beginning.
+    vmcb: Vec<u64>,
+}
+
+impl Svm {
+    /// Creates the machine.
+    pub fn new(kvm: &Kvm) -> Result<Self> {
+        let stage = Stage::new(kvm, script::interpreter)?;
+        let mut this = Self {
+            stage,
+            vmcb: Vec::new(),
+        };
+        this.prepare();
+        let words = (VMCB..VMCB + 0x1000).step_by(8);
+        this.vmcb = words.map(|at| this.stage.machine.memory.read(at)).collect();
+        Ok(this)
+    }
+
+    /// Writes a VMCB with which L2 would run.
+    fn prepare(&self) {
+        let memory = &self.stage.machine.memory;
+        memory.fill(VMCB, VMCB_SLOT, 0);
+        vmcb::write(memory, &self.stage.machine.tables, code::CODE);
+        memory.write(TASK_ATTRIBUTES - 2, TASK);
+        memory.write(TASK_ATTRIBUTES, 0x8bu16);
+        memory.write(TASK_ATTRIBUTES + 2, 0x67u32);
+        memory.write(TASK_ATTRIBUTES + 6, TSS);
+        // What VMLOAD can load from has a task as well.
+        for offset in (0..0x1000).step_by(8) {
+            memory.write(OTHER_VMCS + offset, memory.read::<u64>(VMCB + offset));
+        }
+    }
+
+    fn operation(action: &Action) -> (u64, [u64; 3]) {
+        let [a, b, c] = action.operands;
+        let kind = match action.verb {
+            "vmrun" => kind::VMRUN,
+            "vmload" => kind::VMLOAD,
+            "vmsave" => kind::VMSAVE,
+            "stgi" => kind::STGI,
+            "clgi" => kind::CLGI,
+            "skinit" => kind::SKINIT,
+            "invlpga" => kind::INVLPGA,
+            "vmmcall" => kind::VMMCALL,
+            "rdmsr" => kind::RDMSR,
+            "wrmsr" => kind::WRMSR,
+            "cr0" => kind::CR0,
+            "cr4" => kind::CR4,
+            "map" => return (kind::SET, [a, u64::MAX, b]),
+            _ => kind::SET,
+        };
+        (kind, [a, b, c])
+    }
+}
+
+impl Subject for Svm {
+    fn run(&mut self, case: &Case) -> Result<Vec<Seen>> {
+        let mut seen = Vec::new();
+        self.stage.reset()?;
+        self.prepare();
+        self.stage.begin(case, REGISTERS);
+        let mut first = 0;
+        while first < case.steps.len() && !self.stage.is_over() {
+            let rest = case.steps.get(first..).unwrap_or_default();
+            let entry = rest.iter().position(|step| step.verb == "vmrun");
+            let count = entry.map_or(rest.len(), |entry| entry + 1);
+            let round = rest.get(..count).unwrap_or_default();
+            let operations: Vec<_> = round.iter().map(Self::operation).collect();
+            script::write(&self.stage.machine.memory, &operations);
+            let last = first + count - 1;
+            self.stage.run(&mut seen, last)?;
+            if self.stage.is_lost() {
+                break;
+            }
+            let memory = &self.stage.machine.memory;
+            for (step, answer) in (first..).zip(script::answers(memory, count)) {
+                if answer.outcome == NOTHING {
+                    break;
+                }
+                seen.push(Seen::number(step, What::Outcome, answer.outcome));
+                seen.push(Seen::number(step, What::Value, answer.value));
+                seen.push(Seen::number(step, What::Value, answer.vector));
+                seen.push(Seen::number(step, What::Error, answer.error));
+            }
+            self.stage.observe(&mut seen, last)?;
+            let memory = &self.stage.machine.memory;
+            stage::words(memory, &mut seen, last, REGISTERS, 16);
+            stage::words(memory, &mut seen, last, VMCB, VMCB_SLOT / 8);
+            first += count;
+        }
+        Ok(seen)
+    }
+
+    fn be_patient(&mut self, patience: u32) {
+        self.stage.patience = patience;
+    }
+
+    fn initial(&self, field: u64) -> u64 {
+        // All that is changed is in a word.
+        let word = self.vmcb.get((field.wrapping_sub(VMCB) / 8) as usize);
+        word.map_or(0, |word| word >> (field % 8 * 8))
+    }
+}
