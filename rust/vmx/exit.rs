@@ -216,6 +216,9 @@ fn save_to_vmcs12(vmx: &mut VmxVcpu, information: Option<&ExitInformation>) {
     save_state(vmx);
     if let Some(information) = information {
         let undelivered = undelivered_event(vmx);
+        if information.has_linear_address() {
+            vmx.vmcs12_mut().guest_linear_address = vmx.vmcs().read(Field::GUEST_LINEAR_ADDRESS);
+        }
         let information = ExitInformation {
             reason: if vmx.exit_reason() & ENCLAVE_MODE != 0 {
                 information.reason.in_enclave_mode()

@@ -107,7 +107,24 @@ impl ExitInformation {
         }
     }
 
-    /// Writes the VM-exit information fields of vmcs12.
+    /// Returns whether the exit has a guest-linear address (SDM, "Basic VM-Exit Information").
+    ///
+    /// After other exits the field is undefined; that of vmcs12 then stays as it is, so that L1 sees
+    /// nothing of exits that L0 has handled.
+    pub const fn has_linear_address(&self) -> bool {
+        const LMSW_FROM_MEMORY: u64 = 3 << 4 | 1 << 6;
+        const STRING_IO: u64 = 1 << 4;
+        const LINEAR_VALID: u64 = 1 << 7;
+
+        match self.reason.basic() {
+            ExitReason::CR_ACCESS => self.qualification & 0x70 == LMSW_FROM_MEMORY,
+            ExitReason::IO_INSTRUCTION => self.qualification & STRING_IO != 0,
+            ExitReason::EPT_VIOLATION => self.qualification & LINEAR_VALID != 0,
+            _ => false,
+        }
+    }
+
+    /// Writes the VM-exit information fields of vmcs12, but the guest-linear address.
     ///
     /// `undelivered` is the event that L0 was about to deliver to L2, for itself or for L1.
     /// An entry that failed writes the reason and the qualification only (SDM, "VM-Entry Failures
@@ -272,6 +289,34 @@ mod tests {
 
         assert_eq!(exit.save(&mut vmcs12, None), MsrStore::Due);
         assert_eq!(vmcs12.guest_physical_address, 0xfee0_0000);
+    }
+
+    #[test]
+    fn some_exits_have_a_linear_address() {
+        for (reason, qualification, expected) in [
+            (ExitReason::EPT_VIOLATION, 0x81, true),
+            (ExitReason::EPT_VIOLATION, 0x101, false),
+            (ExitReason::EPT_MISCONFIG, 0x81, false),
+            (ExitReason::IO_INSTRUCTION, 0x0060_0010, true),
+            (ExitReason::IO_INSTRUCTION, 0x0060_0040, false),
+            // LMSW from memory and from a register, CLTS, and a move to CR0.
+            (ExitReason::CR_ACCESS, 0x1_0070, true),
+            (ExitReason::CR_ACCESS, 0x1_0030, false),
+            (ExitReason::CR_ACCESS, 0x20, false),
+            (ExitReason::CR_ACCESS, 0, false),
+            (ExitReason::VMCALL, u64::MAX, false),
+        ] {
+            let exit = ExitInformation {
+                qualification,
+                ..ExitInformation::new(ReasonField::new(reason))
+            };
+
+            assert_eq!(
+                exit.has_linear_address(),
+                expected,
+                "{reason:?} {qualification:#x}"
+            );
+        }
     }
 
     #[test]

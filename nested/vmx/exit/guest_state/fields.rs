@@ -92,7 +92,6 @@ saved_fields! {
         guest_cs_ar_bytes = 0x4816: read32,
         guest_ss_ar_bytes = 0x4818: read32,
         guest_interruptibility_info = 0x4824: read32,
-        guest_linear_address = 0x640a: read_natural,
         guest_cr3 = 0x6802: read_natural,
         guest_rflags = 0x6820: read_natural,
     }
