@@ -91,6 +91,8 @@ pub struct Difference {
     pub reason: Option<u64>,
     /// The same with the second one.
     pub other_reason: Option<u64>,
+    /// The qualification of that exit with the first one.
+    pub qualification: Option<u64>,
 }
 
 impl Difference {
@@ -103,11 +105,12 @@ impl Difference {
     /// Returns whether the first provider has left KVM_RUN with this note, and the second one has
     /// not.
     pub fn only_first_stops(&self, note: &str) -> bool {
-        let stops = |seen: &Option<Seen>| {
-            let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
-            stop.is_some_and(|seen| seen.note == note)
-        };
-        stops(&self.first) && !stops(&self.second)
+        stops(&self.first, note) && !stops(&self.second, note)
+    }
+
+    /// Returns whether only the second provider has left KVM_RUN with this note.
+    pub fn only_second_stops(&self, note: &str) -> bool {
+        stops(&self.second, note) && !stops(&self.first, note)
     }
 
     /// Returns whether one of them was interrupted as it had not come to an end.
@@ -124,6 +127,11 @@ impl Difference {
         let (first, second) = (self.first.as_ref()?, self.second.as_ref()?);
         (first.what == second.what).then_some((first.value, second.value))
     }
+}
+
+fn stops(seen: &Option<Seen>, note: &str) -> bool {
+    let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
+    stop.is_some_and(|seen| seen.note == note)
 }
 
 impl fmt::Display for Difference {
@@ -152,8 +160,9 @@ pub fn differences(first: &[Seen], second: &[Seen]) -> Vec<Difference> {
         let difference = Difference {
             first: one.cloned(),
             second: other.cloned(),
-            reason: one.and_then(|seen| reason(first, seen.step)),
-            other_reason: other.and_then(|seen| reason(second, seen.step)),
+            reason: one.and_then(|seen| value_of(first, seen.step, field::EXIT_REASON)),
+            other_reason: other.and_then(|seen| value_of(second, seen.step, field::EXIT_REASON)),
+            qualification: one.and_then(|seen| value_of(first, seen.step, field::QUALIFICATION)),
         };
         let aligned = difference.values().is_some();
         differences.push(difference);
@@ -164,11 +173,11 @@ pub fn differences(first: &[Seen], second: &[Seen]) -> Vec<Difference> {
     differences
 }
 
-/// Returns the exit reason of a step.
-fn reason(all: &[Seen], step: usize) -> Option<u64> {
+/// Returns what a field is after a step.
+fn value_of(all: &[Seen], step: usize, field: u32) -> Option<u64> {
     let found = all
         .iter()
-        .find(|seen| seen.step == step && seen.what == What::Field(field::EXIT_REASON));
+        .find(|seen| seen.step == step && seen.what == What::Field(field));
     found.map(|seen| seen.value)
 }
 
