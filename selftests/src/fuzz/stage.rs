@@ -98,6 +98,7 @@ impl Stage {
         for (start, end) in CHANGED {
             self.restore(start, end);
         }
+        self.machine.forget_translations()?;
         (self.over, self.strange, self.lost) = (false, false, false);
         Ok(())
     }

@@ -319,6 +319,22 @@ impl Machine {
         unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
     }
 
+    /// Takes the memory of vmcb12 away and gives it again: KVM forgets all that it has translated.
+    ///
+    /// KVM need not notice that user space writes to a guest's page tables.
+    pub fn forget_translations(&self) -> Result<()> {
+        self.remove_vmcb()?;
+        let region = kvm_userspace_memory_region {
+            slot: SLOT_VMCB,
+            guest_phys_addr: VMCB,
+            memory_size: VMCB_SLOT,
+            userspace_addr: self.memory.vmcb.address(),
+            ..Default::default()
+        };
+        // SAFETY: The mapping lives as long as the machine.
+        unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+    }
+
     /// Waits until L2 has exited.
     pub fn exited(&mut self) -> Result<()> {
         let message = self.hear()?;

@@ -109,7 +109,10 @@ fn random(fixture: &Fixture) -> Result<()> {
                     tap::note("  not when it is repeated");
                     continue;
                 }
-                None => tap::note("  only after the cases before it"),
+                None => {
+                    let by = providers.that_remember(&cases[..=index])?.join(" and ");
+                    tap::note(format_args!("  only after the cases before it, by {by}"));
+                }
                 Some(difference) if differ < ENOUGH => {
                     let (small, difference) = providers.shrink(&cases[index], difference)?;
                     tap::note(format_args!("{small}# {difference}"));

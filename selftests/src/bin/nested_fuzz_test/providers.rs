@@ -87,6 +87,26 @@ impl<'a> Providers<'a> {
         Ok(found.iter().any(|(index, _)| index + 1 == cases.len()))
     }
 
+    /// Returns the names of the providers with which the last one of the cases does something else
+    /// than in a new machine.
+    pub fn that_remember(&self, cases: &[Case]) -> Result<Vec<&'static str>> {
+        let Some(last) = cases.last() else {
+            return Ok(Vec::new());
+        };
+        let remembers = || -> Result<bool> {
+            let after = self.run(cases, 1)?.pop().unwrap_or_default();
+            let alone = self.run(std::slice::from_ref(last), 1)?.pop();
+            let all = differences(&alone.unwrap_or_default(), &after);
+            Ok(first_not_allowed(last, &all, &mut []).is_some())
+        };
+        self.ours.take_out()?;
+        let by_c = remembers();
+        self.ours.put_in()?;
+        let found = [("C", by_c?), ("ours", remembers()?)];
+        let found = found.into_iter().filter(|(_, remembers)| *remembers);
+        Ok(found.map(|(name, _)| name).collect())
+    }
+
     /// Returns a case that still differs, and of which nothing can be left out.
     pub fn shrink(&self, case: &Case, difference: Difference) -> Result<(Case, Difference)> {
         let (mut smallest, mut difference) = (case.clone(), difference);
