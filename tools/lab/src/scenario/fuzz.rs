@@ -41,7 +41,7 @@ impl Cases {
     /// Returns those of `make test`, which take about two minutes.
     pub fn of_test(vendor: Vendor) -> Self {
         let count = match vendor {
-            Vendor::Amd => 4096,
+            Vendor::Amd => 3072,
             Vendor::Intel => 1024,
         };
         Self {

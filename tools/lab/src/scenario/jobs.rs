@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Suites that boot machines, as many at a time as there are processors for them.
+//! Suites that boot machines, as many at a time as keep the processors busy.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -18,6 +18,8 @@ type Work<'a> = Box<dyn FnOnce() -> Vec<Suite> + Send + 'a>;
 /// A suite, or several, that have not run yet.
 struct Job<'a> {
     name: String,
+    /// Whether it takes minutes.
+    long: bool,
     work: Work<'a>,
 }
 
@@ -41,17 +43,30 @@ impl<'a> Jobs<'a> {
 
     /// Adds suites that run one after the other, and are selected by one name.
     pub fn add_several(&mut self, name: String, work: impl FnOnce() -> Vec<Suite> + Send + 'a) {
-        let work = Box::new(work);
-        self.0.push(Job { name, work });
+        self.0.push(Job {
+            name,
+            long: false,
+            work: Box::new(work),
+        });
+    }
+
+    /// Says that the job that was added last takes minutes: it begins before the short ones, so that
+    /// it is not alone in the end.
+    pub fn is_long(&mut self) {
+        if let Some(job) = self.0.last_mut() {
+            job.long = true;
+        }
     }
 
     /// Runs those that are wanted, and returns their results in the order of the table.
     ///
-    /// An emulator keeps one processor busy, or a little more.
+    /// A machine waits for a third of its time: for timers, or for another of its programs to end.
     pub fn run(self, selection: &Selection) -> Result<Vec<Suite>> {
         let wanted = |job: &Job<'_>| selection.has(&job.name);
-        let queue: VecDeque<_> = self.0.into_iter().filter(wanted).enumerate().collect();
-        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let mut queue: VecDeque<_> = self.0.into_iter().filter(wanted).enumerate().collect();
+        queue.make_contiguous().sort_by_key(|(_, job)| !job.long);
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = processors + processors / 2;
         let (queue, done) = (Mutex::new(queue), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             let threads: Vec<_> = (0..workers)

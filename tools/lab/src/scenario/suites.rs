@@ -116,6 +116,7 @@ pub fn test(cache: &Cache, options: &Options, selection: &Selection) -> Result<E
     let ground = Ground::prepare(cache, options)?;
     let mut jobs = Jobs::default();
     jobs.add_several(CHECKS.into(), || static_checks(cache, options));
+    jobs.is_long();
     for vendor in [Vendor::Amd, Vendor::Intel] {
         let target = Target {
             vendor,
@@ -220,6 +221,9 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
         jobs.add(name, move |suite| {
             life_cycle(suite, bench, &target, &ground.module_tests)
         });
+        if bench.kernel.variant == Variant::Builtin {
+            jobs.is_long();
+        }
     }
     jobs.add(label("fuzz"), move |suite| {
         let cases = Cases::of_test(target.vendor);
@@ -227,6 +231,7 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
         fuzz::count(suite, &outcome);
         Ok(())
     });
+    jobs.is_long();
     jobs.add(label("guest tests, ours"), move |suite| {
         // The processor itself is at hand if it is an emulated one.
         let emulated = (target.vendor, target.engine) == (Vendor::Intel, Engine::Bochs);
@@ -240,6 +245,7 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
         }
         Ok(())
     });
+    jobs.is_long();
 }
 
 /// Adds the upstream selftests, each run of which is compared with one on the stock kernel.
