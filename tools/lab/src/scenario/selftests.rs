@@ -27,14 +27,27 @@ const FAMILIES: [&str; 5] = ["nested_", "vmx_", "svm_", "hyperv_", "evmcs_"];
 /// Further programs in `x86/`.
 const SINGLE: [&str; 3] = ["state_test", "smm_test", "triple_fault_event_test"];
 
-/// Dirty logging, in a form that is short under an emulator: program, arguments, name.
-const DIRTY: [(&str, &str, &str); 2] = [
+/// Dirty logging and what else changes the page tables below a guest, in a form that is short under an
+/// emulator: program, arguments, name.
+const MEMORY: [(&str, &str, &str); 6] = [
     ("dirty_log_test", "-M dirty-log -i 3", "dirty_log_test"),
     (
         "dirty_log_perf_test",
         "-n -i 2 -b 4M -v 1",
         "dirty_log_perf_test-n",
     ),
+    (
+        "access_tracking_perf_test",
+        "-v 1 -b 4M",
+        "access_tracking_perf_test",
+    ),
+    ("demand_paging_test", "-v 1 -b 4M", "demand_paging_test"),
+    (
+        "memslot_modification_stress_test",
+        "-v 1 -b 4M -i 20",
+        "memslot_modification_stress_test",
+    ),
+    ("mmu_stress_test", "-c 2 -m 1 -s 1", "mmu_stress_test"),
 ];
 
 /// Seconds of the guest that a test may take.
@@ -50,7 +63,19 @@ fn time_limit(engine: Engine) -> u32 {
 /// time.
 ///
 /// Under Bochs each tick is an instruction, of which it executes some 50 million in a second.
-const UNSUITED: [(Engine, Option<Vendor>, &str, &str); 4] = [
+const UNSUITED: [(Engine, Option<Vendor>, &str, &str); 6] = [
+    (
+        Engine::Bochs,
+        None,
+        "mmu_stress_test",
+        "writes to each page of a GiB again and again, minutes under Bochs",
+    ),
+    (
+        Engine::Tcg,
+        None,
+        "mmu_stress_test",
+        "writes to each page of a GiB again and again, minutes under QEMU's emulator",
+    ),
     (
         Engine::Bochs,
         None,
@@ -128,7 +153,7 @@ pub fn list(dir: &Path) -> Result<Vec<Test>> {
         }
     }
     tests.sort_by(|a, b| a.name.cmp(&b.name));
-    for (program, arguments, name) in DIRTY {
+    for (program, arguments, name) in MEMORY {
         if dir.join(program).is_file() {
             let [name, program, arguments] = [name, program, arguments].map(str::to_owned);
             tests.push(Test {
