@@ -49,6 +49,7 @@ help:
 	@echo '  CASES=20000 SEED=1 FIRST=0   of make fuzz: how many cases, and which'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
 	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
+	@echo '  KERNEL_DEBUG=n|y   y: kernels with KASAN, lockdep and the checks of RCU; slow'
 
 run:
 	@$(lab) run

@@ -136,6 +136,16 @@ pub struct Options {
     )]
     pub builtin: YesNo,
 
+    /// Whether the kernel checks itself: KASAN, lockdep, RCU; the machines are several times slower
+    #[arg(
+        long,
+        env = "KERNEL_DEBUG",
+        value_enum,
+        default_value = "n",
+        global = true
+    )]
+    pub kernel_debug: YesNo,
+
     /// Directory of the patches to apply [default: patches/ of the checkout]
     #[arg(long, env = "LAB_PATCHES", value_name = "DIR", global = true)]
     pub patches: Option<PathBuf>,

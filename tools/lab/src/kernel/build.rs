@@ -54,8 +54,9 @@ impl<'a> Build<'a> {
         source: &'a Source,
         series: &'a Series,
         jobs: usize,
+        debug: bool,
     ) -> Result<Self> {
-        let fragment = Fragment::read(&checkout()?)?;
+        let fragment = Fragment::read(&checkout()?, debug)?;
         let stock_key = Key::builder("kernel")
             .add("source", source.key.as_str())
             .add("toolchain", toolchain.identity())

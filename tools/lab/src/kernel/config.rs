@@ -51,10 +51,13 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    /// Reads the base of the emulated machines and what users are told to merge.
-    pub fn read(checkout: &Path) -> Result<Self> {
+    /// Reads the base of the emulated machines and what users are told to merge; with `debug`, also
+    /// the checks that a kernel can make of itself.
+    pub fn read(checkout: &Path, debug: bool) -> Result<Self> {
         let mut settings: Vec<Setting> = Vec::new();
-        for file in ["tools/lab/config/base.config", ".config.example"] {
+        let checks = debug.then_some("tools/lab/config/debug.config");
+        let files = ["tools/lab/config/base.config", ".config.example"];
+        for file in files.into_iter().chain(checks) {
             let path = checkout.join(file);
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             for setting in text.lines().filter_map(Setting::parse) {
@@ -171,7 +174,7 @@ mod tests {
     #[test]
     fn the_fragments_of_this_tree_do_not_contradict_each_other() {
         let checkout = crate::options::checkout().unwrap();
-        let fragment = Fragment::read(&checkout).unwrap();
+        let fragment = Fragment::read(&checkout, true).unwrap();
         let text = fragment.text(Variant::Builtin);
         assert!(text.contains("CONFIG_RUST=y\n"));
         assert!(text.ends_with("CONFIG_KVM_NESTED_BUILTIN=y\n"));

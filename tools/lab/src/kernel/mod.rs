@@ -83,6 +83,7 @@ pub fn ensure(cache: &Cache, options: &Options, variant: Variant) -> Result<Kern
         Variant::Stock => patches::Series::default(),
         Variant::Builtin | Variant::NoBuiltin => patches::Series::read(&options.patches_dir()?)?,
     };
-    let build = build::Build::new(cache, &toolchain, &source, &series, options.jobs())?;
+    let debug = options.kernel_debug == YesNo::Y;
+    let build = build::Build::new(cache, &toolchain, &source, &series, options.jobs(), debug)?;
     build.ensure(variant)
 }
