@@ -177,7 +177,7 @@ fn is_timed(case: &Case, difference: &Difference) -> bool {
         _ => false,
     };
     let timed = case.code.iter().any(|action| TIMED.contains(&action.verb));
-    in_register && timed && difference.values().is_some()
+    timed && (in_register && difference.values().is_some() || difference.is_of_output())
 }
 
 /// Returns the first difference that is not allowed, and counts the others by their index.

@@ -279,7 +279,7 @@ rows! {
         code.rax(address).ecx(0).edx(0).put(&[0x0f, 0x01, 0xc8]);
     "mwait" ANY (): |code, _| code.eax(0).ecx(0).put(&[0x0f, 0x01, 0xc9]);
     "int" ANY (VECTORS): |code, [vector, ..]| code.put(&[0xcd, vector as u8]);
-    "int3" ANY (): |code, _| code.put(&[0xcc]);
+    "int3" VMX (): |code, _| code.put(&[0xcc]);
     "int1" ANY (): |code, _| code.put(&[0xf1]);
     "ud2" ANY (): |code, _| code.put(&[0x0f, 0x0b]);
     "divide" ANY (): |code, _| code.forget().put(&[0xf7, 0xf1]);

@@ -23,6 +23,8 @@ struct Generator<'a> {
     vendor: Vendor,
     vocabulary: Vocabulary,
     initial: &'a dyn Fn(u64) -> u64,
+    /// Whether about all that L2 does exits.
+    exits: bool,
     steps: Vec<Action>,
 }
 
@@ -35,6 +37,7 @@ pub fn case(vendor: Vendor, seed: u64, number: u64, initial: &dyn Fn(u64) -> u64
         vendor,
         vocabulary: vocabulary::of(vendor),
         initial,
+        exits: number % 4 == 3,
         steps: Vec::new(),
     };
     let code = generator.code();
@@ -76,6 +79,11 @@ impl Generator<'_> {
             let mode = self.one_of(self.vocabulary.modes);
             for (at, bits, value) in mode.unwrap_or_default() {
                 self.set(*at, *bits, *value);
+            }
+        }
+        if self.exits {
+            for (at, bits, more) in self.vocabulary.exits {
+                self.set(*at, *bits, (self.initial)(*at) | more);
             }
         }
         for _ in 0..self.below(5) {

@@ -113,6 +113,15 @@ impl Difference {
         stops(&self.second, note) && !stops(&self.first, note)
     }
 
+    /// Returns whether both have written to a port, but not the same.
+    pub fn is_of_output(&self) -> bool {
+        let writes = |seen: &Option<Seen>| {
+            let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
+            stop.is_some_and(|seen| seen.note.starts_with("Out("))
+        };
+        writes(&self.first) && writes(&self.second)
+    }
+
     /// Returns whether one of them was interrupted as it had not come to an end.
     pub fn is_of_time(&self) -> bool {
         let lost = |seen: &Option<Seen>| {

@@ -190,6 +190,16 @@ const MODES: &[&[(u64, u32, u64)]] = &[
     ],
 ];
 
+/// All intercepts: control and debug registers, exceptions, instructions.
+const EXITS: &[(u64, u32, u64)] = &[
+    (vmcb::INTERCEPTS, 32, 0xffff_ffff),
+    (vmcb::INTERCEPTS + 4, 32, 0xffff_ffff),
+    (vmcb::INTERCEPTS + 8, 32, 0xffff_ffff),
+    (vmcb::INTERCEPTS + 12, 32, 0xffff_ffff),
+    (vmcb::INTERCEPTS + 16, 32, 0x3_ffff),
+    (vmcb::INTERCEPTS + 20, 32, 0x1f),
+];
+
 /// Returns what L1 can do.
 pub fn vocabulary() -> Vocabulary {
     let of_segments = (0..10).flat_map(|register| {
@@ -205,6 +215,7 @@ pub fn vocabulary() -> Vocabulary {
             .map(|(at, bits, change)| Place { at, bits, change })
             .collect(),
         modes: MODES,
+        exits: EXITS,
         set,
         rip: vmcb::RIP,
         enter: ("vmrun", VMCB),

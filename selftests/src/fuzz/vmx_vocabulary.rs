@@ -252,6 +252,35 @@ const MODES: &[&[(u64, u32, u64)]] = &[
     ],
 ];
 
+/// Instructions, exceptions, and accesses to control registers.
+const EXITS: &[(u64, u32, u64)] = &[
+    (
+        field::PRIMARY as u64,
+        64,
+        primary::HLT
+            | primary::INVLPG
+            | primary::MWAIT
+            | primary::RDPMC
+            | primary::RDTSC
+            | primary::CR3_LOAD
+            | primary::CR3_STORE
+            | primary::CR8_LOAD
+            | primary::CR8_STORE
+            | primary::MOV_DR
+            | primary::IO
+            | primary::MONITOR
+            | primary::PAUSE,
+    ),
+    (
+        field::SECONDARY as u64,
+        64,
+        secondary::DESCRIPTOR_TABLE | secondary::WBINVD | secondary::RDRAND | secondary::RDSEED,
+    ),
+    (field::EXCEPTION_BITMAP as u64, 64, 0xffff_ffff),
+    (field::CR0_MASK as u64, 64, u64::MAX),
+    (field::CR4_MASK as u64, 64, u64::MAX),
+];
+
 /// Returns what L1 can do.
 pub fn vocabulary() -> Vocabulary {
     let of_segments = (0..8u32).flat_map(|register| {
@@ -267,6 +296,7 @@ pub fn vocabulary() -> Vocabulary {
         verbs: VERBS,
         places: all.chain(of_segments).map(place).collect(),
         modes: MODES,
+        exits: EXITS,
         set: |at, _, value| Action::new("vmwrite", &[at, value]),
         rip: field::GUEST_RIP.into(),
         enter: ("vmlaunch", 0),

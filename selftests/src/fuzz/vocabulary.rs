@@ -36,6 +36,8 @@ pub struct Vocabulary {
     pub places: Vec<Place>,
     /// Changes that make L2 begin in another mode.
     pub modes: &'static [&'static [(u64, u32, u64)]],
+    /// Controls, with the bits that make about everything exit that L2 does.
+    pub exits: &'static [(u64, u32, u64)],
     /// The verb and operands that set the bits of a place.
     pub set: fn(at: u64, bits: u32, value: u64) -> super::Action,
     /// Where L2's RIP is.

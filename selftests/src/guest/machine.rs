@@ -319,20 +319,22 @@ impl Machine {
         unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
     }
 
-    /// Takes the memory of vmcb12 away and gives it again: KVM forgets all that it has translated.
+    /// Takes the memory at address 0 away and gives it again: KVM forgets the page tables there.
     ///
-    /// KVM need not notice that user space writes to a guest's page tables.
+    /// KVM need not notice that user space writes to them.
     pub fn forget_translations(&self) -> Result<()> {
-        self.remove_vmcb()?;
-        let region = kvm_userspace_memory_region {
-            slot: SLOT_VMCB,
-            guest_phys_addr: VMCB,
-            memory_size: VMCB_SLOT,
-            userspace_addr: self.memory.vmcb.address(),
-            ..Default::default()
-        };
-        // SAFETY: The mapping lives as long as the machine.
-        unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+        for memory_size in [0, RAM] {
+            let region = kvm_userspace_memory_region {
+                slot: 0,
+                memory_size,
+                userspace_addr: self.memory.ram.address(),
+                ..Default::default()
+            };
+            // SAFETY: The mapping lives as long as the machine.
+            unsafe { self.vm.set_user_memory_region(region) }
+                .context("KVM_SET_USER_MEMORY_REGION")?;
+        }
+        Ok(())
     }
 
     /// Waits until L2 has exited.
