@@ -122,6 +122,16 @@ impl Difference {
         writes(&self.first) && writes(&self.second)
     }
 
+    /// Returns the ports, if both have read from one.
+    pub fn inputs(&self) -> Option<(u16, u16)> {
+        let port = |seen: &Option<Seen>| -> Option<u16> {
+            let seen = seen.as_ref().filter(|seen| seen.what == What::Stop)?;
+            let (port, _) = seen.note.strip_prefix("In(")?.split_once(',')?;
+            port.parse().ok()
+        };
+        port(&self.first).zip(port(&self.second))
+    }
+
     /// Returns whether one of them was interrupted as it had not come to an end.
     pub fn is_of_time(&self) -> bool {
         let lost = |seen: &Option<Seen>| {
