@@ -103,6 +103,7 @@ pub struct Walk {
 
 impl Walk {
     /// Returns the entry that was used at a level.
+    #[inline]
     pub fn step(&self, level: Level) -> Option<Step> {
         self.steps
             .get(usize::from(level.number().wrapping_sub(1)))
@@ -112,6 +113,7 @@ impl Walk {
 
     /// Returns a bit for each number of a page beside the one that was found, of which
     /// [`move_to_neighbour()`](Self::move_to_neighbour) may find something.
+    #[inline]
     pub fn usable_neighbours(&self, format: &Format) -> u8 {
         let Some(neighbours) = self.neighbours() else {
             return 0;
@@ -127,6 +129,8 @@ impl Walk {
         usable & !own
     }
 
+    #[inline]
+
     fn accessed_flag(format: &Format) -> u64 {
         format
             .accessed_dirty(Level::Page4K)
@@ -135,6 +139,7 @@ impl Walk {
 
     /// Returns whether L2 can use the page of an entry of the lowest level without any flag being
     /// set.
+    #[inline]
     const fn is_usable(accessed: u64, raw: u64) -> bool {
         raw & accessed == accessed && raw & 0x7 != 0
     }
@@ -177,6 +182,7 @@ impl Walk {
 
     /// Returns the entries of the lowest level around the one that was used, which includes it.
     /// The first is for the address rounded down to as many pages.
+    #[inline]
     pub fn neighbours(&self) -> Option<&[u64; NEIGHBOURS]> {
         (self.level == Level::Page4K).then_some(&self.neighbours)
     }
@@ -220,6 +226,8 @@ pub fn walk(
     }
     Err(Stop::Again)
 }
+
+#[inline]
 
 const fn refuse(why: Why, permitted: Permissions) -> Stop {
     Stop::Refused(Refusal { why, permitted })
