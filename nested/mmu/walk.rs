@@ -6,6 +6,7 @@ use super::access::{Access, Permissions};
 use super::entry::Decoded;
 use super::format::{Format, RootKey};
 use super::level::Level;
+use super::shadow::Ticket;
 use crate::address::{Gpa, L2Gpa};
 use crate::memory::{EntrySize, Exchange, GuestTables};
 
@@ -84,7 +85,29 @@ pub struct Step {
     pub raw: u64,
 }
 
-/// What the walk found.
+/// What is to be translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The address.
+    pub address: L2Gpa,
+    /// What is done there.
+    pub access: Access,
+    /// Why.
+    pub intent: Intent,
+}
+
+/// What a walk found above the table of the lowest level, as processors cache it: L1 has to flush
+/// when it changes that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Above {
+    key: RootKey,
+    /// Taken before the tables were read.
+    ticket: Ticket,
+    /// What the entries permit.
+    permitted: Permissions,
+}
+
+/// What the last walk of a vCPU found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
     /// What was translated.
@@ -99,6 +122,23 @@ pub struct Walk {
     pub memory_type: u8,
     steps: [Option<Step>; 5],
     neighbours: [u64; NEIGHBOURS],
+    /// What the next walk may use, if it is in the same table of the lowest level.
+    above: Option<Above>,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self {
+            address: L2Gpa::from_raw(0),
+            page: Gpa::from_raw(0),
+            level: Level::Page4K,
+            permissions: Permissions::NONE,
+            memory_type: 0,
+            steps: [None; 5],
+            neighbours: [0; NEIGHBOURS],
+            above: None,
+        }
+    }
 }
 
 impl Walk {
@@ -109,6 +149,23 @@ impl Walk {
             .get(usize::from(level.number().wrapping_sub(1)))
             .copied()
             .flatten()
+    }
+
+    /// Returns the table of the lowest level that the next walk may begin with, for addresses in the
+    /// same 2 MiB as this one's, and what the entries above permit.
+    #[cfg(test)]
+    pub(crate) fn cached(&self, key: &RootKey, ticket: Ticket) -> Option<(Gpa, Permissions)> {
+        let above = self
+            .above
+            .filter(|above| above.ticket == ticket && above.key == *key)?;
+        Some((self.step(Level::Page4K)?.table, above.permitted))
+    }
+
+    /// Returns the entries above the lowest level that were used, 0 where there is none.
+    #[inline]
+    pub(super) fn above(&self) -> [u64; 4] {
+        let [_, above @ ..] = &self.steps;
+        above.map(|step| step.map_or(0, |step| step.raw))
     }
 
     /// Returns a bit for each number of a page beside the one that was found, of which
@@ -188,12 +245,56 @@ impl Walk {
     }
 }
 
-/// Translates an address of L2.
-///
-/// Each entry is read once. Accessed and dirty flags are set as the processor would, each by a
-/// compare-exchange with what was read; if L1 has changed the entry meanwhile, the walk begins
-/// again.
-pub fn walk(
+impl Walk {
+    /// Translates an address of L2, and becomes what was found; what it was is lost.
+    ///
+    /// Each entry is read once. Accessed and dirty flags are set as the processor would, each by a
+    /// compare-exchange with what was read; if L1 has changed the entry meanwhile, the walk begins
+    /// again. If L1 has flushed nothing since the last walk, and that was by the same table of the
+    /// lowest level, those above are not read again.
+    ///
+    /// The ticket was taken just before.
+    pub fn translate(
+        &mut self,
+        memory: &impl GuestTables,
+        log: &impl DirtyLog,
+        key: &RootKey,
+        ticket: Ticket,
+        request: &Request,
+    ) -> Result<(), Stop> {
+        let &Request {
+            address,
+            access,
+            intent,
+        } = request;
+        let is_near = Level::Page2M.align(self.address.into_raw() ^ address.into_raw()) == 0;
+        let mut above = self
+            .above
+            .take()
+            .filter(|above| is_near && above.ticket == ticket && above.key == *key);
+
+        if !key.format.covers(address) {
+            return Err(refuse(Why::NotPresent, Permissions::NONE));
+        }
+        self.address = address;
+        for _ in 0..ATTEMPTS {
+            let permitted = descend(memory, key, ticket, self, above.take())?;
+
+            if !key.format.permits(permitted, access) {
+                return Err(refuse(Why::Forbidden, permitted));
+            }
+            match mark(memory, log, &key.format, self, access, intent)? {
+                Marking::Done => return Ok(()),
+                Marking::Changed => {}
+            }
+        }
+        Err(Stop::Again)
+    }
+}
+
+/// Translates an address of L2 by a walk from the top.
+#[cfg(test)]
+pub(crate) fn walk(
     memory: &impl GuestTables,
     log: &impl DirtyLog,
     key: &RootKey,
@@ -201,34 +302,18 @@ pub fn walk(
     access: Access,
     intent: Intent,
 ) -> Result<Walk, Stop> {
-    if !key.format.covers(address) {
-        return Err(refuse(Why::NotPresent, Permissions::NONE));
-    }
-    let mut found = Walk {
+    let sequences = super::shadow::Sequences::<core::sync::atomic::AtomicU64>::default();
+    let request = Request {
         address,
-        page: Gpa::from_raw(0),
-        level: Level::Page4K,
-        permissions: Permissions::NONE,
-        memory_type: 0,
-        steps: [None; 5],
-        neighbours: [0; NEIGHBOURS],
+        access,
+        intent,
     };
-    for _ in 0..ATTEMPTS {
-        let permitted = descend(memory, key, &mut found)?;
-
-        if !key.format.permits(permitted, access) {
-            return Err(refuse(Why::Forbidden, permitted));
-        }
-        match mark(memory, log, &key.format, &mut found, access, intent)? {
-            Marking::Done => return Ok(found),
-            Marking::Changed => {}
-        }
-    }
-    Err(Stop::Again)
+    let mut found = Walk::default();
+    found.translate(memory, log, key, sequences.begin(key), &request)?;
+    Ok(found)
 }
 
 #[inline]
-
 const fn refuse(why: Why, permitted: Permissions) -> Stop {
     Stop::Refused(Refusal { why, permitted })
 }
@@ -270,18 +355,26 @@ fn read(
         .ok_or(INACCESSIBLE)
 }
 
-/// Reads entries from the top to the one that maps the page; returns what all of them permit.
+/// Reads entries from the top, or from the table of the lowest level on, to the one that maps the
+/// page; returns what all of them permit.
 fn descend(
     memory: &impl GuestTables,
     key: &RootKey,
+    ticket: Ticket,
     found: &mut Walk,
+    above: Option<Above>,
 ) -> Result<Permissions, Stop> {
     let format = &key.format;
     let address = found.address;
-    found.steps = [None; 5];
-    let mut permitted = Permissions::ALL;
-    let mut table = key.table;
-    let mut next = Some(format.top());
+    let lowest = found.step(Level::Page4K).map(|step| step.table);
+    let (mut permitted, mut table, mut next) = match (above, lowest) {
+        (Some(above), Some(table)) => (above.permitted, table, Some(Level::Page4K)),
+        _ => {
+            found.steps = [None; 5];
+            (Permissions::ALL, key.table, Some(format.top()))
+        }
+    };
+    found.above = None;
 
     while let Some(level) = next {
         let raw = read(memory, format, table, address, level, &mut found.neighbours)?;
@@ -313,6 +406,13 @@ fn descend(
                     level.size()
                 };
                 let within = address.into_raw() & size.wrapping_sub(1);
+                if level == Level::Page4K {
+                    found.above = Some(Above {
+                        key: *key,
+                        ticket,
+                        permitted,
+                    });
+                }
                 found.page = Gpa::from_raw(page.into_raw() | within).page();
                 found.level = level;
                 found.permissions = permissions;

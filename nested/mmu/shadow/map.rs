@@ -2,8 +2,9 @@
 
 //! Faults: a translation of L1 and a page of L0 become entries.
 
+use super::array::NoPage;
 use super::hardware::{Content, Hardware, Leaf};
-use super::reverse::Subject;
+use super::reverse::{Known, Subject};
 use super::root::RootUse;
 use super::sequence::{Sequences, Ticket};
 use super::table::{Handle, Identity, Kind, Table, TablePages};
@@ -125,17 +126,27 @@ impl<P: TablePages> Shadow<P> {
         access: Access,
         target: &Target,
     ) -> Mapped {
-        let Some(key) = self.live(root.handle).and_then(|table| table.key) else {
+        let Some(top) = self.live(root.handle) else {
             return Mapped::WrongRoot;
         };
+        let Some(key) = &top.key else {
+            return Mapped::WrongRoot;
+        };
+        let cause = Cause::Fault(access);
         let mut level = match target {
             Target::Memory(backing) => self.leaf_level(walk, backing, access),
             Target::Mmio { .. } => Level::Page4K,
         };
-        let mut handle = root.handle;
+        if level == Level::Page4K {
+            if let Some(place) = self.recent(root, walk) {
+                return self.map_leaf(install, &place, key, walk, cause, target);
+            }
+        }
+        let structure = self.structure.load();
+        let mut next = (root.handle, top);
 
         for _ in Level::ALL {
-            let Some(place) = self.place(handle, walk.address) else {
+            let Some(place) = self.place_in(next, walk.address) else {
                 return Mapped::Again;
             };
             if place.table.level() == level && self.is_split(&place) {
@@ -143,9 +154,12 @@ impl<P: TablePages> Shadow<P> {
                 level = level.below().unwrap_or(Level::Page4K);
             }
             if place.table.level() == level {
-                return self.map_leaf(install, &place, &key, walk, Cause::Fault(access), target);
+                if level == Level::Page4K {
+                    self.remember(root, &place, walk, structure);
+                }
+                return self.map_leaf(install, &place, key, walk, cause, target);
             }
-            handle = match self.child_for(install, &place, &key, walk) {
+            next = match self.child_for(install, &place, key, walk) {
                 Ok(child) => child,
                 Err(outcome) => return outcome,
             };
@@ -153,9 +167,12 @@ impl<P: TablePages> Shadow<P> {
         Mapped::WrongRoot
     }
 
-    /// Returns the entry for an address in a table, if the table is for it.
-    pub(super) fn place(&self, handle: Handle, address: L2Gpa) -> Option<Place<'_, P::Word>> {
-        let table = self.live(handle)?;
+    /// Returns the entry for an address in a table that has been looked up, if it is for it.
+    pub(super) fn place_in<'a>(
+        &'a self,
+        (handle, table): (Handle, &'a Table<P::Word>),
+        address: L2Gpa,
+    ) -> Option<Place<'a, P::Word>> {
         let entry = table.index_of(address)?;
         let clock = self.clock.load();
         if table.used.load() != clock {
@@ -276,16 +293,17 @@ impl<P: TablePages> Shadow<P> {
         place: &Place<'_, P::Word>,
         key: &RootKey,
         walk: &Walk,
-    ) -> Result<Handle, Mapped> {
+    ) -> Result<(Handle, &Table<P::Word>), Mapped> {
         let wanted = self.wanted(place, key, walk).ok_or(Mapped::WrongRoot)?;
         let old = place.word.load();
 
         match self.hardware().content(old, place.table.level()) {
             Content::Reserved => return Err(Mapped::Again),
             Content::Link => {
-                if let Some((child, table)) = self.child(place.handle, place.entry) {
+                if let Some((child, table)) = self.child_of(place.handle, place.table, place.entry)
+                {
                     if Self::is_wanted(table, &wanted.identity, key) && place.word.load() == old {
-                        return Ok(child);
+                        return Ok((child, table));
                     }
                 }
             }
@@ -296,8 +314,9 @@ impl<P: TablePages> Shadow<P> {
         let child = self
             .allocate(&wanted.identity, Some((place.handle, place.entry)), root)
             .ok_or(Mapped::NeedPages)?;
-        let (Some(physical), Some(origin)) = (
+        let (Some(physical), Some(table), Some(origin)) = (
             self.pages.physical(child.index),
+            self.live(child),
             self.origin(place.table, place.entry),
         ) else {
             self.detach(child);
@@ -306,7 +325,7 @@ impl<P: TablePages> Shadow<P> {
         let new = self.hardware().link(physical, wanted.permissions);
 
         match self.replace(install, place, old, new, origin, child.pack()) {
-            Ok(()) => Ok(child),
+            Ok(()) => Ok((child, table)),
             Err(outcome) => {
                 self.detach(child);
                 Err(outcome)
@@ -389,6 +408,10 @@ impl<P: TablePages> Shadow<P> {
                 if old == new && self.is_made_of(place, made_of) {
                     return Mapped::Emulate;
                 }
+                // An origin that names a page says that the page is noted.
+                if self.note(place, walk.page).is_err() {
+                    return Mapped::NeedPages;
+                }
                 match self.put(install, place, old, new, made_of) {
                     Ok(()) => Mapped::Emulate,
                     Err(outcome) => outcome,
@@ -440,12 +463,7 @@ impl<P: TablePages> Shadow<P> {
                 };
             }
         }
-        let subject = Subject::Mapped(level, page.into_raw());
-        if self
-            .reverse
-            .add(&self.pages, subject, place.handle, place.entry)
-            .is_err()
-        {
+        if self.note(place, page).is_err() {
             return Mapped::NeedPages;
         }
         self.leaves.fetch_add(1);
@@ -456,6 +474,32 @@ impl<P: TablePages> Shadow<P> {
                 outcome
             }
         }
+    }
+
+    /// Sees to it that the reverse map leads from a page to an entry that is to be made of it.
+    fn note(&self, place: &Place<'_, P::Word>, page: Gpa) -> Result<(), NoPage> {
+        let level = place.table.level();
+        let origin = if place.table.kind() == Kind::Guest && level == Level::Page4K {
+            self.origin(place.table, place.entry)
+        } else {
+            None
+        };
+        let known = match origin {
+            // What the entry was made of last, if anything: it was noted before that was stored.
+            Some(origin) if origin.load() != 0 => {
+                if self.page_of(place.table, place.entry) == Some(page.into_raw()) {
+                    return Ok(());
+                }
+                Known::No
+            }
+            Some(_) => Known::No,
+            // Above the lowest level it may be a table, and a part of a page says nothing.
+            None => Known::Maybe,
+        };
+        let subject = Subject::Mapped(level, page.into_raw());
+
+        self.reverse
+            .add(&self.pages, subject, place.handle, place.entry, known)
     }
 
     /// Replaces an entry by one that is not a link.

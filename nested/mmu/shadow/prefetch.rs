@@ -20,37 +20,42 @@ pub trait Backings {
 impl<P: TablePages> Shadow<P> {
     /// Maps what L1 has around the page of a walk and L0 has in memory. Returns how many pages.
     ///
-    /// Only entries that are empty, and whose flags L1's entry has already, are made.
+    /// Only entries that are empty, and whose flags L1's entry has already, are made. The walk is that
+    /// of the last of them afterwards.
     pub fn prefetch(
         &self,
         install: &Installation<'_, P::Word, impl DirtyPages>,
         root: &RootUse,
-        walk: &Walk,
+        walk: &mut Walk,
         backings: &impl Backings,
     ) -> u32 {
-        let Some(key) = self.live(root.handle).and_then(|table| table.key) else {
+        let Some(key) = self.live(root.handle).and_then(|table| table.key.as_ref()) else {
             return 0;
         };
         let usable = walk.usable_neighbours(&key.format);
         if usable == 0 {
             return 0;
         }
-        let Some(handle) = self.table_at(root.handle, walk.address, Level::Page4K) else {
+        let recent = self.recent(root, walk).map(|place| place.handle);
+        let Some(handle) =
+            recent.or_else(|| self.table_at(root.handle, walk.address, Level::Page4K))
+        else {
+            return 0;
+        };
+        let Some(table) = self.live(handle) else {
             return 0;
         };
         let mut count = 0u32;
-        let mut found = None;
 
         for number in 0..NEIGHBOURS {
             let bit = 1u8.wrapping_shl(u32::try_from(number).unwrap_or(0));
             if usable & bit == 0 || !self.is_free(handle, walk, number) {
                 continue;
             }
-            let found = found.get_or_insert(*walk);
-            if !found.move_to_neighbour(&key.format, number) {
+            if !walk.move_to_neighbour(&key.format, number) {
                 continue;
             }
-            let Some(place) = self.place(handle, found.address) else {
+            let Some(place) = self.place_in((handle, table), walk.address) else {
                 return count;
             };
             let is_made_of_this_table = place.table.kind() == Kind::Guest
@@ -60,7 +65,7 @@ impl<P: TablePages> Shadow<P> {
             if !is_made_of_this_table {
                 return count;
             }
-            let Some(mut backing) = backings.resident(found.page) else {
+            let Some(mut backing) = backings.resident(walk.page) else {
                 continue;
             };
             if backing.tracking == Tracking::Flag {
@@ -68,7 +73,7 @@ impl<P: TablePages> Shadow<P> {
                 backing.tracking = Tracking::Protect;
             }
             let target = Target::Memory(backing);
-            match self.map_leaf(install, &place, &key, found, Cause::Neighbour, &target) {
+            match self.map_leaf(install, &place, key, walk, Cause::Neighbour, &target) {
                 Mapped::Done { .. } => count = count.saturating_add(1),
                 _ => return count,
             }

@@ -274,7 +274,7 @@ fn neighbours_are_mapped_if_they_need_no_flag() {
 
     let ticket = world.sequences.begin(&world.key);
     let address = L2Gpa::from_raw(first + 0x3000);
-    let found = walk(
+    let mut found = walk(
         &world.memory,
         &(),
         &world.key,
@@ -286,7 +286,9 @@ fn neighbours_are_mapped_if_they_need_no_flag() {
     let target = Target::Memory(backing(found.page));
     let install = world.install(ticket);
     let _ = world.shadow.map(&install, &root, &found, READS, &target);
-    let count = world.shadow.prefetch(&install, &root, &found, &Resident);
+    let count = world
+        .shadow
+        .prefetch(&install, &root, &mut found, &Resident);
 
     // Not 1, which was not accessed; not 3, which is there; not 5, which L0 does not have at hand;
     // not 6, which is not present.
