@@ -190,17 +190,17 @@ impl<P: TablePages> Shadow<P> {
 
     /// Returns the table that a link refers to, if the link is what it was when it was read.
     fn child(&self, handle: Handle, entry: u16) -> Option<(Handle, &Table<P::Word>)> {
-        self.child_of(handle, self.live(handle)?, entry)
+        self.child_of(handle, entry, self.origin(self.live(handle)?, entry)?)
     }
 
-    /// Returns the same, of a table that has been looked up.
-    fn child_of<'a>(
-        &'a self,
+    /// Returns the same, of an entry whose origin has been looked up.
+    fn child_of(
+        &self,
         handle: Handle,
-        table: &Table<P::Word>,
         entry: u16,
-    ) -> Option<(Handle, &'a Table<P::Word>)> {
-        let child = Handle::unpack(self.origin(table, entry)?.load())?;
+        origin: &P::Word,
+    ) -> Option<(Handle, &Table<P::Word>)> {
+        let child = Handle::unpack(origin.load())?;
         let table = self.live(child)?;
         let is_owned =
             table.parent.load() == handle.pack() && table.place.load() == u64::from(entry);

@@ -96,8 +96,8 @@ pub struct Request {
     pub intent: Intent,
 }
 
-/// What a walk found above the table of the lowest level, as processors cache it: L1 has to flush
-/// when it changes that.
+/// What a walk found above the table of the lowest level, where it has set the flags, as processors
+/// cache it: L1 has to flush when it changes that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Above {
     key: RootKey,
@@ -168,27 +168,19 @@ impl Walk {
         above.map(|step| step.map_or(0, |step| step.raw))
     }
 
-    /// Returns a bit for each number of a page beside the one that was found, of which
-    /// [`move_to_neighbour()`](Self::move_to_neighbour) may find something.
+    /// Returns whether the entries above the lowest level are what [`above()`](Self::above) has
+    /// returned.
     #[inline]
-    pub fn usable_neighbours(&self, format: &Format) -> u8 {
-        let Some(neighbours) = self.neighbours() else {
-            return 0;
-        };
-        let accessed = Self::accessed_flag(format);
-        let mut usable = 0;
-
-        for raw in neighbours.iter().rev() {
-            let is_usable = Self::is_usable(accessed, *raw);
-            usable = usable << 1 | u8::from(is_usable);
+    pub(super) fn is_below(&self, entries: &[u64; 4]) -> bool {
+        let mut different = 0;
+        for (step, raw) in self.steps.iter().skip(1).zip(entries) {
+            different |= step.as_ref().map_or(0, |step| step.raw) ^ raw;
         }
-        let own = 1u8.wrapping_shl(u32::from(Level::Page4K.index(self.address)) & 7);
-        usable & !own
+        different == 0
     }
 
-    #[inline]
-
-    fn accessed_flag(format: &Format) -> u64 {
+    /// Returns the flag without which an entry of the lowest level has not been used.
+    pub(super) fn accessed_flag(format: &Format) -> u64 {
         format
             .accessed_dirty(Level::Page4K)
             .map_or(0, |flags| flags.accessed)
@@ -197,17 +189,17 @@ impl Walk {
     /// Returns whether L2 can use the page of an entry of the lowest level without any flag being
     /// set.
     #[inline]
-    const fn is_usable(accessed: u64, raw: u64) -> bool {
+    pub(super) const fn is_usable(accessed: u64, raw: u64) -> bool {
         raw & accessed == accessed && raw & 0x7 != 0
     }
 
     /// Makes of the walk what it would have found for the page with a number in the group of
     /// [`neighbours()`](Self::neighbours). Returns whether L2 can use that without any flag being
     /// set; if not, the walk stays what it is.
-    pub fn move_to_neighbour(&mut self, format: &Format, number: usize) -> bool {
+    pub fn move_to_neighbour(&mut self, format: &Format, number: u32) -> bool {
         let raw = self
             .neighbours()
-            .and_then(|neighbours| neighbours.get(number).copied());
+            .and_then(|neighbours| neighbours.get(usize::try_from(number).ok()?).copied());
         let Some(raw) = raw.filter(|raw| Self::is_usable(Self::accessed_flag(format), *raw)) else {
             return false;
         };
@@ -219,7 +211,7 @@ impl Walk {
         else {
             return false;
         };
-        let (Ok(offset), Some(Some(step))) = (u64::try_from(number), self.steps.first_mut()) else {
+        let (offset, Some(Some(step))) = (u64::from(number), self.steps.first_mut()) else {
             return false;
         };
 
@@ -263,9 +255,7 @@ impl Walk {
         request: &Request,
     ) -> Result<(), Stop> {
         let &Request {
-            address,
-            access,
-            intent,
+            address, access, ..
         } = request;
         let is_near = Level::Page2M.align(self.address.into_raw() ^ address.into_raw()) == 0;
         let mut above = self
@@ -278,13 +268,28 @@ impl Walk {
         }
         self.address = address;
         for _ in 0..ATTEMPTS {
-            let permitted = descend(memory, key, ticket, self, above.take())?;
+            let above = above.take();
+            let marked = match above {
+                Some(_) => &Level::ALL[..1],
+                None => &Level::ALL[..],
+            };
+            let (of_above, own) = descend(memory, key, self, above)?;
+            let permitted = of_above & own;
 
             if !key.format.permits(permitted, access) {
                 return Err(refuse(Why::Forbidden, permitted));
             }
-            match mark(memory, log, &key.format, self, access, intent)? {
-                Marking::Done => return Ok(()),
+            match mark(memory, log, &key.format, self, request, marked)? {
+                Marking::Done => {
+                    if self.level == Level::Page4K {
+                        self.above = Some(Above {
+                            key: *key,
+                            ticket,
+                            permitted: of_above,
+                        });
+                    }
+                    return Ok(());
+                }
                 Marking::Changed => {}
             }
         }
@@ -356,14 +361,13 @@ fn read(
 }
 
 /// Reads entries from the top, or from the table of the lowest level on, to the one that maps the
-/// page; returns what all of them permit.
+/// page; returns what those above that permit, and what that one does.
 fn descend(
     memory: &impl GuestTables,
     key: &RootKey,
-    ticket: Ticket,
     found: &mut Walk,
     above: Option<Above>,
-) -> Result<Permissions, Stop> {
+) -> Result<(Permissions, Permissions), Stop> {
     let format = &key.format;
     let address = found.address;
     let lowest = found.step(Level::Page4K).map(|step| step.table);
@@ -374,7 +378,6 @@ fn descend(
             (Permissions::ALL, key.table, Some(format.top()))
         }
     };
-    found.above = None;
 
     while let Some(level) = next {
         let raw = read(memory, format, table, address, level, &mut found.neighbours)?;
@@ -406,18 +409,11 @@ fn descend(
                     level.size()
                 };
                 let within = address.into_raw() & size.wrapping_sub(1);
-                if level == Level::Page4K {
-                    found.above = Some(Above {
-                        key: *key,
-                        ticket,
-                        permitted,
-                    });
-                }
                 found.page = Gpa::from_raw(page.into_raw() | within).page();
                 found.level = level;
                 found.permissions = permissions;
                 found.memory_type = memory_type;
-                return Ok(permitted & permissions);
+                return Ok((permitted, permissions));
             }
         }
     }
@@ -434,18 +430,19 @@ enum Marking {
     Changed,
 }
 
-/// Sets accessed and dirty flags in the entries of a walk.
+/// Sets accessed and dirty flags in the entries of a walk at some levels, of which the lowest is the
+/// first.
 fn mark(
     memory: &impl GuestTables,
     log: &impl DirtyLog,
     format: &Format,
     found: &mut Walk,
-    access: Access,
-    intent: Intent,
+    request: &Request,
+    levels: &[Level],
 ) -> Result<Marking, Stop> {
-    let writes = format.writes(access);
+    let writes = format.writes(request.access);
 
-    for level in Level::ALL.into_iter().rev() {
+    for level in levels.iter().rev().copied() {
         let Some(step) = found
             .steps
             .get_mut(usize::from(level.number().wrapping_sub(1)))
@@ -461,7 +458,7 @@ fn mark(
         let wanted = step.raw | flags.accessed | dirty;
 
         if wanted != step.raw {
-            if intent == Intent::Speculative {
+            if request.intent == Intent::Speculative {
                 return Err(Stop::Again);
             }
             if dirty & !step.raw != 0 {

@@ -31,7 +31,7 @@ impl<P: TablePages> Shadow<P> {
         let recent = root.recent.get()?;
         let is_same = recent.structure == self.structure.load()
             && recent.clock == self.clock.load()
-            && recent.above == walk.above();
+            && walk.is_below(&recent.above);
 
         if !is_same {
             return None;

@@ -107,10 +107,10 @@ impl<P: TablePages> Shadow<P> {
                 return;
             };
             let raw = place.word.load();
-            if self.hardware().content(raw, place.table.level()) != Content::Link {
+            if self.hardware().content(raw, place.level) != Content::Link {
                 return self.clear_entry(place.handle, place.entry, dirty);
             }
-            let Some(child) = self.child_of(place.handle, place.table, place.entry) else {
+            let Some(child) = self.child_in(&place) else {
                 return;
             };
             next = child;

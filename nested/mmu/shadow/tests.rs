@@ -157,7 +157,7 @@ impl World {
         let target = Target::Memory(backing(found.page));
         Ok(self
             .shadow
-            .map(&self.install(ticket), root, &found, access, &target))
+            .map_one(&self.install(ticket), root, &found, access, &target))
     }
 
     fn fault(&self, root: &RootUse, address: u64, access: Access) -> Result<Mapped, Stop> {

@@ -392,19 +392,22 @@ fn map_in<L: L2>(vcpu: &Vcpu, mapping: &mut Mapping<'_>, shadow: &Shadow<super::
         dirty: &vm,
     };
 
-    let mapped = shadow.map(&install, place.root, walk, place.access, &target);
-    if matches!(mapped, Mapped::Done { .. }) {
-        let neighbours = Neighbours::<'_, L> {
-            place,
-            mmu_seq: fault.mmu_seq,
-            l2: PhantomData,
-        };
-        let count = shadow.prefetch(&install, place.root, walk, &neighbours);
-        place
-            .tables
-            .counters
-            .add(Event::Neighbour, u64::from(count));
-    }
+    let neighbours = Neighbours::<'_, L> {
+        place,
+        mmu_seq: fault.mmu_seq,
+        l2: PhantomData,
+    };
+    let (mapped, count) = shadow.map(
+        &install,
+        place.root,
+        walk,
+        place.access,
+        &target,
+        &neighbours,
+    );
+
+    let counters = &place.tables.counters;
+    counters.add(Event::Neighbour, u64::from(count));
     mapped
 }
 

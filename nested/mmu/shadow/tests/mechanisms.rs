@@ -191,7 +191,9 @@ fn an_entry_for_mmio_in_the_place_of_a_page_leaves_nothing_behind() {
     .unwrap();
     let target = Target::Mmio { generation: 1 };
     let install = world.install(ticket);
-    let _ = world.shadow.map(&install, &root, &found, READS, &target);
+    let _ = world
+        .shadow
+        .map_one(&install, &root, &found, READS, &target);
 
     assert_eq!(world.shadow.leaves(), 0);
     let frames = Frames::new(Gpa::from_raw(0x7000), 0x1000);

@@ -231,19 +231,17 @@ impl Machine {
             let target = Target::Memory(self.backing(found.page.into_raw()));
             let install = self.world.install(ticket);
             let root = self.cpus[cpu].root.as_ref().unwrap();
-            let mapped = self
-                .world
-                .shadow
-                .map(&install, root, &found, access, &target);
+            let page = found.page;
+            let shadow = &self.world.shadow;
+            let (mapped, _) = shadow.map(&install, root, &mut found, access, &target, self);
             match mapped {
                 Mapped::Done { is_writable, .. } => {
                     if self.format.writes(access) {
                         assert!(is_writable);
                     }
                     if is_writable && self.effective_tracking() != Tracking::None {
-                        self.world.reports.report(found.page);
+                        self.world.reports.report(page);
                     }
-                    self.world.shadow.prefetch(&install, root, &mut found, self);
                     return true;
                 }
                 Mapped::NeedPages => self.make_room(),
