@@ -86,7 +86,6 @@ impl Ept {
     }
 
     #[inline]
-
     const fn present_bits(&self) -> u64 {
         let all = bit::READ | bit::WRITE | bit::EXECUTE;
         if self.mode_based {
@@ -97,7 +96,6 @@ impl Ept {
     }
 
     #[inline]
-
     const fn permissions(&self, raw: u64) -> Permissions {
         Permissions::READ
             .when(raw & bit::READ != 0)
@@ -107,7 +105,6 @@ impl Ept {
     }
 
     #[inline]
-
     const fn is_page(raw: u64, level: Level) -> bool {
         match level {
             Level::Page4K => true,

@@ -121,7 +121,6 @@ impl Npt {
     }
 
     #[inline]
-
     const fn is_legacy(&self) -> bool {
         matches!(self.paging, Paging::Legacy { .. })
     }
@@ -141,7 +140,6 @@ impl Npt {
     }
 
     #[inline]
-
     const fn is_page(&self, raw: u64, level: Level) -> bool {
         match (level, self.paging) {
             (Level::Page4K, _) => true,

@@ -180,6 +180,7 @@ impl Walk {
     }
 
     /// Returns the flag without which an entry of the lowest level has not been used.
+    #[inline]
     pub(super) fn accessed_flag(format: &Format) -> u64 {
         format
             .accessed_dirty(Level::Page4K)

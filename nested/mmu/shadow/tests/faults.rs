@@ -507,7 +507,7 @@ fn a_fault_uses_the_table_that_is_linked_now() {
     let first = world.memory.get(directory) & !0xfff;
     for (table, flushes) in [(0x30_0000, true), (0x31_0000, false)] {
         let entry = table + (entry_of(next, Level::Page4K) & 0xfff);
-        world.memory.set(entry, table + 0x1000 | RWX);
+        world.memory.set(entry, (table + 0x1000) | RWX);
         world.memory.set(directory, table | RWX);
         if flushes {
             world.flush(FlushScope::All);
