@@ -31,6 +31,7 @@ pub enum EntrySize {
 
 impl EntrySize {
     /// Returns the width in bytes.
+    #[inline]
     pub const fn bytes(self) -> u64 {
         match self {
             Self::Four => 4,

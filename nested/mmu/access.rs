@@ -49,6 +49,7 @@ pub struct Access {
 
 impl Access {
     /// Makes a user's access to a final address.
+    #[inline]
     pub const fn new(kind: Kind) -> Self {
         Self {
             kind,
@@ -83,24 +84,28 @@ impl Permissions {
     pub const ALL: Self = Self(0x1f);
 
     /// Returns whether all of `wanted` is there.
+    #[inline]
     pub const fn has(self, wanted: Self) -> bool {
         self.0 & wanted.0 == wanted.0
     }
 
     /// Returns what is in either.
     #[must_use]
+    #[inline]
     pub const fn with(self, more: Self) -> Self {
         Self(self.0 | more.0)
     }
 
     /// Returns what is not in `less`.
     #[must_use]
+    #[inline]
     pub const fn without(self, less: Self) -> Self {
         Self(self.0 & !less.0)
     }
 
     /// Returns `self` if `condition`, or nothing.
     #[must_use]
+    #[inline]
     pub const fn when(self, condition: bool) -> Self {
         if condition {
             self
@@ -113,6 +118,7 @@ impl Permissions {
 impl BitAnd for Permissions {
     type Output = Self;
 
+    #[inline]
     fn bitand(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }

@@ -57,6 +57,7 @@ counters! {
 
 impl Counters {
     /// Counts events.
+    #[inline]
     pub fn add(&self, event: Event, count: u64) {
         if count != 0 {
             if let Some(cell) = self.0.get(event as usize) {

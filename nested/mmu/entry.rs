@@ -41,6 +41,7 @@ pub struct AccessedDirty {
 }
 
 /// The bits from `low` to `high`, both included; none if `low` is above `high`.
+#[inline]
 pub(super) const fn bits(low: u32, high: u32) -> u64 {
     if low > high || low > 63 {
         return 0;

@@ -73,6 +73,7 @@ impl Ept {
     }
 
     /// Returns where the flags are, if there are any.
+    #[inline]
     pub const fn accessed_dirty_bits(&self) -> Option<AccessedDirty> {
         if self.accessed_dirty {
             Some(AccessedDirty {
@@ -84,6 +85,7 @@ impl Ept {
         }
     }
 
+    #[inline]
     const fn present_bits(&self) -> u64 {
         let all = bit::READ | bit::WRITE | bit::EXECUTE;
         if self.mode_based {
@@ -93,6 +95,7 @@ impl Ept {
         }
     }
 
+    #[inline]
     const fn permissions(&self, raw: u64) -> Permissions {
         Permissions::READ
             .when(raw & bit::READ != 0)
@@ -101,6 +104,7 @@ impl Ept {
             .with(Permissions::USER_EXECUTE.when(self.mode_based && raw & bit::USER_EXECUTE != 0))
     }
 
+    #[inline]
     const fn is_page(raw: u64, level: Level) -> bool {
         match level {
             Level::Page4K => true,
@@ -171,6 +175,7 @@ impl Ept {
     /// Returns what an access needs.
     ///
     /// With accessed and dirty flags, L2's page tables are written whenever they are used.
+    #[inline]
     pub fn needs(&self, access: Access) -> Permissions {
         match (access.kind, access.stage) {
             (_, Stage::PageTable) if self.accessed_dirty => {
@@ -187,6 +192,7 @@ impl Ept {
     }
 
     /// Returns whether an access makes the page dirty.
+    #[inline]
     pub const fn writes(&self, access: Access) -> bool {
         matches!(access.kind, Kind::Write)
             || (self.accessed_dirty && matches!(access.stage, Stage::PageTable))

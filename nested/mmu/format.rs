@@ -41,6 +41,7 @@ pub enum Change {
 
 impl Format {
     /// Returns the level of the top-level table.
+    #[inline]
     pub const fn top(&self) -> Level {
         match self {
             Self::Ept(ept) => ept.top,
@@ -49,6 +50,7 @@ impl Format {
     }
 
     /// Returns the size of an entry.
+    #[inline]
     pub const fn entry_size(&self) -> EntrySize {
         if self.is_legacy() {
             EntrySize::Four
@@ -58,6 +60,7 @@ impl Format {
     }
 
     /// Returns whether tables have 1024 entries.
+    #[inline]
     pub(super) const fn is_legacy(&self) -> bool {
         matches!(
             self,
@@ -69,6 +72,7 @@ impl Format {
     }
 
     /// Returns whether the tables translate an address at all.
+    #[inline]
     pub const fn covers(&self, address: L2Gpa) -> bool {
         let width = match self {
             Self::Npt(Npt {
@@ -81,6 +85,7 @@ impl Format {
     }
 
     /// Returns where the entry for an address is, in the table at a level.
+    #[inline]
     pub fn entry(&self, table: Gpa, address: L2Gpa, level: Level) -> Gpa {
         let address = address.into_raw();
         let offset = match (self.is_legacy(), level) {
@@ -93,6 +98,7 @@ impl Format {
     }
 
     /// Returns what an entry means.
+    #[inline]
     pub fn decode(&self, raw: u64, level: Level) -> Decoded {
         match self {
             Self::Ept(ept) => ept.decode(raw, level),
@@ -101,6 +107,7 @@ impl Format {
     }
 
     /// Returns where the flags of an entry are, if it has any.
+    #[inline]
     pub const fn accessed_dirty(&self, level: Level) -> Option<AccessedDirty> {
         match self {
             Self::Ept(ept) => ept.accessed_dirty_bits(),
@@ -109,6 +116,7 @@ impl Format {
     }
 
     /// Returns whether `permissions` suffice for an access.
+    #[inline]
     pub fn permits(&self, permissions: Permissions, access: Access) -> bool {
         match self {
             Self::Ept(ept) => permissions.has(ept.needs(access)),
@@ -117,6 +125,7 @@ impl Format {
     }
 
     /// Returns whether an access makes the page dirty.
+    #[inline]
     pub const fn writes(&self, access: Access) -> bool {
         match self {
             Self::Ept(ept) => ept.writes(access),
@@ -125,6 +134,7 @@ impl Format {
     }
 
     /// Returns what an entry says to the processor, without what is for software.
+    #[inline]
     pub const fn significant(&self, raw: u64) -> u64 {
         raw & match self {
             Self::Ept(ept) => {
@@ -154,6 +164,7 @@ impl Format {
     }
 
     /// Compares the significant parts of an entry at two times.
+    #[inline]
     pub const fn compare(&self, before: u64, now: u64) -> Change {
         let (accessed, dirty, write) = match self {
             Self::Ept(ept) if !ept.accessed_dirty => (0, 0, ept::bit::WRITE),

@@ -36,6 +36,7 @@ impl Level {
     pub const PAGES: [Self; 3] = [Self::Page4K, Self::Page2M, Self::Page1G];
 
     /// Returns the number of the level: 1 is the lowest.
+    #[inline]
     pub const fn number(self) -> u8 {
         match self {
             Self::Page4K => 1,
@@ -47,6 +48,7 @@ impl Level {
     }
 
     /// Returns the level with a number, from 1 to 5.
+    #[inline]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             1 => Some(Self::Page4K),
@@ -59,6 +61,7 @@ impl Level {
     }
 
     /// Returns the number of address bits below those that select an entry.
+    #[inline]
     pub const fn shift(self) -> u32 {
         match self {
             Self::Page4K => 12,
@@ -70,36 +73,43 @@ impl Level {
     }
 
     /// Returns how much an entry maps, in bytes.
+    #[inline]
     pub const fn size(self) -> u64 {
         1u64.wrapping_shl(self.shift())
     }
 
     /// Returns how much a whole table maps, in bytes.
+    #[inline]
     pub const fn span(self) -> u64 {
         512u64.wrapping_shl(self.shift())
     }
 
     /// Returns how many of the smallest pages an entry maps.
+    #[inline]
     pub const fn frames(self) -> u64 {
         self.size() >> 12
     }
 
     /// Returns the next lower level, if there is one.
+    #[inline]
     pub const fn below(self) -> Option<Self> {
         Self::from_number(self.number().wrapping_sub(1))
     }
 
     /// Returns `address` rounded down to what an entry maps.
+    #[inline]
     pub const fn align(self, address: u64) -> u64 {
         address & !self.size().wrapping_sub(1)
     }
 
     /// Returns the offset of `address` within what an entry maps.
+    #[inline]
     pub const fn offset(self, address: u64) -> u64 {
         address & self.size().wrapping_sub(1)
     }
 
     /// Returns the index of the entry for `address`, in the table for it.
+    #[inline]
     pub const fn index(self, address: L2Gpa) -> u16 {
         // Nine bits.
         #[allow(clippy::cast_possible_truncation)]

@@ -101,6 +101,7 @@ impl Npt {
     }
 
     /// Returns the level of the table that nCR3 refers to.
+    #[inline]
     pub const fn top(&self) -> Level {
         match self.paging {
             Paging::Long5 => Level::Table256T,
@@ -119,6 +120,7 @@ impl Npt {
         })
     }
 
+    #[inline]
     const fn is_legacy(&self) -> bool {
         matches!(self.paging, Paging::Legacy { .. })
     }
@@ -126,6 +128,7 @@ impl Npt {
     /// Returns where the flags are at a level.
     ///
     /// The four entries of a page-directory-pointer table have none.
+    #[inline]
     pub const fn accessed_dirty_bits(&self, level: Level) -> Option<AccessedDirty> {
         match (self.paging, level) {
             (Paging::Pae, Level::Page1G) => None,
@@ -136,6 +139,7 @@ impl Npt {
         }
     }
 
+    #[inline]
     const fn is_page(&self, raw: u64, level: Level) -> bool {
         match (level, self.paging) {
             (Level::Page4K, _) => true,
@@ -241,6 +245,7 @@ impl Npt {
     ///
     /// Without the guest-mode execute trap, all accesses are those of a user. With it, the user bit
     /// matters to fetches by the supervisor only (APM, "Guest Mode Execute Trap").
+    #[inline]
     pub fn permits(&self, permissions: Permissions, access: Access) -> bool {
         let user = if self.execute_trap {
             access.kind != Kind::Fetch

@@ -17,6 +17,7 @@ mod host;
 mod map;
 mod pool;
 mod prefetch;
+mod recent;
 mod reverse;
 mod room;
 mod root;
@@ -99,6 +100,8 @@ pub struct Shadow<P: TablePages> {
     detached: P::Word,
     /// The number of entries that map pages.
     leaves: P::Word,
+    /// Advances when a table has been detached.
+    structure: P::Word,
     /// Advances whenever tables are evicted.
     clock: P::Word,
     /// Advances when processors may have a translation that the tables do not have any more, and
@@ -126,6 +129,7 @@ impl<P: TablePages> Shadow<P> {
             inserted: 0,
             detached: zero(),
             leaves: zero(),
+            structure: zero(),
             clock: zero(),
             owed: zero(),
             begun: zero(),
@@ -186,7 +190,17 @@ impl<P: TablePages> Shadow<P> {
 
     /// Returns the table that a link refers to, if the link is what it was when it was read.
     fn child(&self, handle: Handle, entry: u16) -> Option<(Handle, &Table<P::Word>)> {
-        let child = Handle::unpack(self.origin(self.live(handle)?, entry)?.load())?;
+        self.child_of(handle, entry, self.origin(self.live(handle)?, entry)?)
+    }
+
+    /// Returns the same, of an entry whose origin has been looked up.
+    fn child_of(
+        &self,
+        handle: Handle,
+        entry: u16,
+        origin: &P::Word,
+    ) -> Option<(Handle, &Table<P::Word>)> {
+        let child = Handle::unpack(origin.load())?;
         let table = self.live(child)?;
         let is_owned =
             table.parent.load() == handle.pack() && table.place.load() == u64::from(entry);

@@ -220,11 +220,10 @@ impl<W: Word> TablePages for FakePages<W> {
             .map(|slot| &mut slot.table)
     }
 
-    fn word(&self, index: u32, word: u16) -> Option<&W> {
+    fn words(&self, index: u32) -> Option<&[W; 512]> {
         let words = self.slots.get(index as usize)?.words.as_ref();
-        words
-            .expect("a page that was removed")
-            .get(usize::from(word))
+        let words = words.expect("a page that was removed");
+        Some(words.as_slice().try_into().unwrap())
     }
 
     fn physical(&self, index: u32) -> Option<u64> {

@@ -6,6 +6,7 @@ use super::access::{Access, Permissions};
 use super::entry::Decoded;
 use super::format::{Format, RootKey};
 use super::level::Level;
+use super::shadow::Ticket;
 use crate::address::{Gpa, L2Gpa};
 use crate::memory::{EntrySize, Exchange, GuestTables};
 
@@ -84,7 +85,29 @@ pub struct Step {
     pub raw: u64,
 }
 
-/// What the walk found.
+/// What is to be translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The address.
+    pub address: L2Gpa,
+    /// What is done there.
+    pub access: Access,
+    /// Why.
+    pub intent: Intent,
+}
+
+/// What a walk found above the table of the lowest level, where it has set the flags, as processors
+/// cache it: L1 has to flush when it changes that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Above {
+    key: RootKey,
+    /// Taken before the tables were read.
+    ticket: Ticket,
+    /// What the entries permit.
+    permitted: Permissions,
+}
+
+/// What the last walk of a vCPU found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
     /// What was translated.
@@ -99,10 +122,28 @@ pub struct Walk {
     pub memory_type: u8,
     steps: [Option<Step>; 5],
     neighbours: [u64; NEIGHBOURS],
+    /// What the next walk may use, if it is in the same table of the lowest level.
+    above: Option<Above>,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self {
+            address: L2Gpa::from_raw(0),
+            page: Gpa::from_raw(0),
+            level: Level::Page4K,
+            permissions: Permissions::NONE,
+            memory_type: 0,
+            steps: [None; 5],
+            neighbours: [0; NEIGHBOURS],
+            above: None,
+        }
+    }
 }
 
 impl Walk {
     /// Returns the entry that was used at a level.
+    #[inline]
     pub fn step(&self, level: Level) -> Option<Step> {
         self.steps
             .get(usize::from(level.number().wrapping_sub(1)))
@@ -110,24 +151,37 @@ impl Walk {
             .flatten()
     }
 
-    /// Returns a bit for each number of a page beside the one that was found, of which
-    /// [`move_to_neighbour()`](Self::move_to_neighbour) may find something.
-    pub fn usable_neighbours(&self, format: &Format) -> u8 {
-        let Some(neighbours) = self.neighbours() else {
-            return 0;
-        };
-        let accessed = Self::accessed_flag(format);
-        let mut usable = 0;
-
-        for raw in neighbours.iter().rev() {
-            let is_usable = Self::is_usable(accessed, *raw);
-            usable = usable << 1 | u8::from(is_usable);
-        }
-        let own = 1u8.wrapping_shl(u32::from(Level::Page4K.index(self.address)) & 7);
-        usable & !own
+    /// Returns the table of the lowest level that the next walk may begin with, for addresses in the
+    /// same 2 MiB as this one's, and what the entries above permit.
+    #[cfg(test)]
+    pub(crate) fn cached(&self, key: &RootKey, ticket: Ticket) -> Option<(Gpa, Permissions)> {
+        let above = self
+            .above
+            .filter(|above| above.ticket == ticket && above.key == *key)?;
+        Some((self.step(Level::Page4K)?.table, above.permitted))
     }
 
-    fn accessed_flag(format: &Format) -> u64 {
+    /// Returns the entries above the lowest level that were used, 0 where there is none.
+    #[inline]
+    pub(super) fn above(&self) -> [u64; 4] {
+        let [_, above @ ..] = &self.steps;
+        above.map(|step| step.map_or(0, |step| step.raw))
+    }
+
+    /// Returns whether the entries above the lowest level are what [`above()`](Self::above) has
+    /// returned.
+    #[inline]
+    pub(super) fn is_below(&self, entries: &[u64; 4]) -> bool {
+        let mut different = 0;
+        for (step, raw) in self.steps.iter().skip(1).zip(entries) {
+            different |= step.as_ref().map_or(0, |step| step.raw) ^ raw;
+        }
+        different == 0
+    }
+
+    /// Returns the flag without which an entry of the lowest level has not been used.
+    #[inline]
+    pub(super) fn accessed_flag(format: &Format) -> u64 {
         format
             .accessed_dirty(Level::Page4K)
             .map_or(0, |flags| flags.accessed)
@@ -135,17 +189,18 @@ impl Walk {
 
     /// Returns whether L2 can use the page of an entry of the lowest level without any flag being
     /// set.
-    const fn is_usable(accessed: u64, raw: u64) -> bool {
+    #[inline]
+    pub(super) const fn is_usable(accessed: u64, raw: u64) -> bool {
         raw & accessed == accessed && raw & 0x7 != 0
     }
 
     /// Makes of the walk what it would have found for the page with a number in the group of
     /// [`neighbours()`](Self::neighbours). Returns whether L2 can use that without any flag being
     /// set; if not, the walk stays what it is.
-    pub fn move_to_neighbour(&mut self, format: &Format, number: usize) -> bool {
+    pub fn move_to_neighbour(&mut self, format: &Format, number: u32) -> bool {
         let raw = self
             .neighbours()
-            .and_then(|neighbours| neighbours.get(number).copied());
+            .and_then(|neighbours| neighbours.get(usize::try_from(number).ok()?).copied());
         let Some(raw) = raw.filter(|raw| Self::is_usable(Self::accessed_flag(format), *raw)) else {
             return false;
         };
@@ -157,7 +212,7 @@ impl Walk {
         else {
             return false;
         };
-        let (Ok(offset), Some(Some(step))) = (u64::try_from(number), self.steps.first_mut()) else {
+        let (offset, Some(Some(step))) = (u64::from(number), self.steps.first_mut()) else {
             return false;
         };
 
@@ -177,17 +232,75 @@ impl Walk {
 
     /// Returns the entries of the lowest level around the one that was used, which includes it.
     /// The first is for the address rounded down to as many pages.
+    #[inline]
     pub fn neighbours(&self) -> Option<&[u64; NEIGHBOURS]> {
         (self.level == Level::Page4K).then_some(&self.neighbours)
     }
 }
 
-/// Translates an address of L2.
-///
-/// Each entry is read once. Accessed and dirty flags are set as the processor would, each by a
-/// compare-exchange with what was read; if L1 has changed the entry meanwhile, the walk begins
-/// again.
-pub fn walk(
+impl Walk {
+    /// Translates an address of L2, and becomes what was found; what it was is lost.
+    ///
+    /// Each entry is read once. Accessed and dirty flags are set as the processor would, each by a
+    /// compare-exchange with what was read; if L1 has changed the entry meanwhile, the walk begins
+    /// again. If L1 has flushed nothing since the last walk, and that was by the same table of the
+    /// lowest level, those above are not read again.
+    ///
+    /// The ticket was taken just before.
+    pub fn translate(
+        &mut self,
+        memory: &impl GuestTables,
+        log: &impl DirtyLog,
+        key: &RootKey,
+        ticket: Ticket,
+        request: &Request,
+    ) -> Result<(), Stop> {
+        let &Request {
+            address, access, ..
+        } = request;
+        let is_near = Level::Page2M.align(self.address.into_raw() ^ address.into_raw()) == 0;
+        let mut above = self
+            .above
+            .take()
+            .filter(|above| is_near && above.ticket == ticket && above.key == *key);
+
+        if !key.format.covers(address) {
+            return Err(refuse(Why::NotPresent, Permissions::NONE));
+        }
+        self.address = address;
+        for _ in 0..ATTEMPTS {
+            let above = above.take();
+            let marked = match above {
+                Some(_) => &Level::ALL[..1],
+                None => &Level::ALL[..],
+            };
+            let (of_above, own) = descend(memory, key, self, above)?;
+            let permitted = of_above & own;
+
+            if !key.format.permits(permitted, access) {
+                return Err(refuse(Why::Forbidden, permitted));
+            }
+            match mark(memory, log, &key.format, self, request, marked)? {
+                Marking::Done => {
+                    if self.level == Level::Page4K {
+                        self.above = Some(Above {
+                            key: *key,
+                            ticket,
+                            permitted: of_above,
+                        });
+                    }
+                    return Ok(());
+                }
+                Marking::Changed => {}
+            }
+        }
+        Err(Stop::Again)
+    }
+}
+
+/// Translates an address of L2 by a walk from the top.
+#[cfg(test)]
+pub(crate) fn walk(
     memory: &impl GuestTables,
     log: &impl DirtyLog,
     key: &RootKey,
@@ -195,32 +308,18 @@ pub fn walk(
     access: Access,
     intent: Intent,
 ) -> Result<Walk, Stop> {
-    if !key.format.covers(address) {
-        return Err(refuse(Why::NotPresent, Permissions::NONE));
-    }
-    let mut found = Walk {
+    let sequences = super::shadow::Sequences::<core::sync::atomic::AtomicU64>::default();
+    let request = Request {
         address,
-        page: Gpa::from_raw(0),
-        level: Level::Page4K,
-        permissions: Permissions::NONE,
-        memory_type: 0,
-        steps: [None; 5],
-        neighbours: [0; NEIGHBOURS],
+        access,
+        intent,
     };
-    for _ in 0..ATTEMPTS {
-        let permitted = descend(memory, key, &mut found)?;
-
-        if !key.format.permits(permitted, access) {
-            return Err(refuse(Why::Forbidden, permitted));
-        }
-        match mark(memory, log, &key.format, &mut found, access, intent)? {
-            Marking::Done => return Ok(found),
-            Marking::Changed => {}
-        }
-    }
-    Err(Stop::Again)
+    let mut found = Walk::default();
+    found.translate(memory, log, key, sequences.begin(key), &request)?;
+    Ok(found)
 }
 
+#[inline]
 const fn refuse(why: Why, permitted: Permissions) -> Stop {
     Stop::Refused(Refusal { why, permitted })
 }
@@ -262,18 +361,24 @@ fn read(
         .ok_or(INACCESSIBLE)
 }
 
-/// Reads entries from the top to the one that maps the page; returns what all of them permit.
+/// Reads entries from the top, or from the table of the lowest level on, to the one that maps the
+/// page; returns what those above that permit, and what that one does.
 fn descend(
     memory: &impl GuestTables,
     key: &RootKey,
     found: &mut Walk,
-) -> Result<Permissions, Stop> {
+    above: Option<Above>,
+) -> Result<(Permissions, Permissions), Stop> {
     let format = &key.format;
     let address = found.address;
-    found.steps = [None; 5];
-    let mut permitted = Permissions::ALL;
-    let mut table = key.table;
-    let mut next = Some(format.top());
+    let lowest = found.step(Level::Page4K).map(|step| step.table);
+    let (mut permitted, mut table, mut next) = match (above, lowest) {
+        (Some(above), Some(table)) => (above.permitted, table, Some(Level::Page4K)),
+        _ => {
+            found.steps = [None; 5];
+            (Permissions::ALL, key.table, Some(format.top()))
+        }
+    };
 
     while let Some(level) = next {
         let raw = read(memory, format, table, address, level, &mut found.neighbours)?;
@@ -309,7 +414,7 @@ fn descend(
                 found.level = level;
                 found.permissions = permissions;
                 found.memory_type = memory_type;
-                return Ok(permitted & permissions);
+                return Ok((permitted, permissions));
             }
         }
     }
@@ -326,18 +431,19 @@ enum Marking {
     Changed,
 }
 
-/// Sets accessed and dirty flags in the entries of a walk.
+/// Sets accessed and dirty flags in the entries of a walk at some levels, of which the lowest is the
+/// first.
 fn mark(
     memory: &impl GuestTables,
     log: &impl DirtyLog,
     format: &Format,
     found: &mut Walk,
-    access: Access,
-    intent: Intent,
+    request: &Request,
+    levels: &[Level],
 ) -> Result<Marking, Stop> {
-    let writes = format.writes(access);
+    let writes = format.writes(request.access);
 
-    for level in Level::ALL.into_iter().rev() {
+    for level in levels.iter().rev().copied() {
         let Some(step) = found
             .steps
             .get_mut(usize::from(level.number().wrapping_sub(1)))
@@ -353,7 +459,7 @@ fn mark(
         let wanted = step.raw | flags.accessed | dirty;
 
         if wanted != step.raw {
-            if intent == Intent::Speculative {
+            if request.intent == Intent::Speculative {
                 return Err(Stop::Again);
             }
             if dirty & !step.raw != 0 {

@@ -56,12 +56,16 @@ void nested_helper_mmu_write_unlock(struct kvm *kvm)
 	write_unlock(&kvm->mmu_lock);
 }
 
-/* Returns where an entry of L1's page tables is in user space, or 0. */
-static unsigned long entry_address(struct kvm_vcpu *vcpu, gpa_t gpa)
+/* Returns the slot of an entry of L1's page tables, and where it is in user space, or 0. */
+static unsigned long entry_address(struct kvm_vcpu *vcpu, gpa_t gpa,
+				   struct kvm_memory_slot **slot)
 {
-	unsigned long page = nested_helper_guest_page(vcpu, gpa);
+	gfn_t gfn = gpa_to_gfn(gpa);
 
-	return page ? page + offset_in_page(gpa) : 0;
+	*slot = __gfn_to_memslot(kvm_vcpu_memslots(vcpu), gfn);
+	if (!*slot || (*slot)->flags & KVM_MEMSLOT_INVALID)
+		return 0;
+	return __gfn_to_hva_memslot(*slot, gfn) + offset_in_page(gpa);
 }
 
 static bool read_entries(unsigned long address, bool small, u64 *entries, u32 count)
@@ -95,7 +99,8 @@ fault:
 bool nested_helper_read_entries(struct kvm_vcpu *vcpu, gpa_t first, bool small, bool resident,
 				u64 *entries, u32 count)
 {
-	unsigned long address = entry_address(vcpu, first);
+	struct kvm_memory_slot *slot;
+	unsigned long address = entry_address(vcpu, first, &slot);
 	bool done;
 
 	if (!address)
@@ -112,9 +117,8 @@ bool nested_helper_read_entries(struct kvm_vcpu *vcpu, gpa_t first, bool small, 
 /* Replaces an entry of L1's page tables; returns NESTED_EXCHANGE_*, or an error. */
 int nested_helper_exchange_entry(struct kvm_vcpu *vcpu, gpa_t gpa, bool small, u64 old, u64 new)
 {
-	struct kvm_memory_slot *slot = __gfn_to_memslot(kvm_vcpu_memslots(vcpu),
-							gpa_to_gfn(gpa));
-	unsigned long address = entry_address(vcpu, gpa);
+	struct kvm_memory_slot *slot;
+	unsigned long address = entry_address(vcpu, gpa, &slot);
 	u32 old_small = old;
 	int result;
 
@@ -132,7 +136,8 @@ int nested_helper_exchange_entry(struct kvm_vcpu *vcpu, gpa_t gpa, bool small, u
 	if (result)
 		return NESTED_EXCHANGE_CHANGED;
 
-	kvm_vcpu_mark_page_dirty(vcpu, gpa_to_gfn(gpa));
+	if (kvm_slot_dirty_track_enabled(slot))
+		kvm_vcpu_mark_page_dirty(vcpu, gpa_to_gfn(gpa));
 	return NESTED_EXCHANGE_DONE;
 }
 

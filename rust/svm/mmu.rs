@@ -46,11 +46,13 @@ use nested::{
             Host,
             Npt, //
         },
-        shadow::FlushScope,
+        shadow::{
+            FlushScope,
+            Ticket, //
+        },
         walk::{
-            walk,
-            Intent,
             Refusal,
+            Request,
             Stop,
             Walk, //
         }, //
@@ -270,11 +272,11 @@ impl L2 for SvmVcpu {
         &mut self,
         memory: &impl GuestTables,
         key: &RootKey,
-        address: L2Gpa,
-        access: Access,
-        intent: Intent,
-    ) -> Result<Walk, Stop> {
-        walk(memory, &(), key, address, access, intent)
+        ticket: Ticket,
+        request: &Request,
+        found: &mut Walk,
+    ) -> Result<(), Stop> {
+        found.translate(memory, &(), key, ticket, request)
     }
 
     fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access) {

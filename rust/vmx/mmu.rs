@@ -47,13 +47,15 @@ use nested::{
             Format,
             RootKey, //
         },
-        shadow::FlushScope,
+        shadow::{
+            FlushScope,
+            Ticket, //
+        },
         walk::{
-            walk,
             DirtyLog,
-            Intent,
             LogFull,
             Refusal,
+            Request,
             Stop,
             Walk, //
         }, //
@@ -433,13 +435,13 @@ impl L2 for VmxVcpu {
         &mut self,
         memory: &impl GuestTables,
         key: &RootKey,
-        address: L2Gpa,
-        access: Access,
-        intent: Intent,
-    ) -> Result<Walk, Stop> {
+        ticket: Ticket,
+        request: &Request,
+        found: &mut Walk,
+    ) -> Result<(), Stop> {
         let log = Log(Cell::new(Some(self)));
 
-        walk(memory, &log, key, address, access, intent)
+        found.translate(memory, &log, key, ticket, request)
     }
 
     fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access) {

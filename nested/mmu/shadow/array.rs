@@ -11,6 +11,8 @@ use super::word::Word;
 #[derive(Debug, Default)]
 pub(super) struct Array {
     top: Option<u32>,
+    /// The first page below the top, which many arrays need no other than.
+    first: Option<u32>,
     len: u32,
 }
 
@@ -46,13 +48,20 @@ impl Array {
         }
         let page = self.page_of(pages, index)?;
         let digit = digit(index, 0);
-        Some((pages.word(page, digit)?, pages.word(page, digit | 1)?))
+        let words = pages.words(page)?;
+        Some((
+            words.get(usize::from(digit))?,
+            words.get(usize::from(digit | 1))?,
+        ))
     }
 
     /// Returns the page that a word is in.
     #[inline]
     fn page_of<P: TablePages>(&self, pages: &P, index: u32) -> Option<u32> {
-        let middle = follow(pages.word(self.top?, digit(index, 2))?)?;
+        let middle = match (digit(index, 2), self.first) {
+            (0, Some(first)) => first,
+            (digit, _) => follow(pages.word(self.top?, digit)?)?,
+        };
         follow(pages.word(middle, digit(index, 1))?)
     }
 
@@ -81,6 +90,9 @@ impl Array {
                 None => {
                     let page = fresh().ok_or(NoPage)?;
                     word.store(u64::from(page).wrapping_add(1));
+                    if level == 2 && self.first.is_none() {
+                        self.first = Some(page);
+                    }
                     page
                 }
             };

@@ -86,6 +86,7 @@ pub(super) struct Leaf {
 
 impl Hardware {
     /// An entry that translates nothing.
+    #[inline]
     pub(super) const fn empty(&self) -> u64 {
         match self.kind {
             HardwareKind::Ept => ept::SUPPRESS_VE,
@@ -94,15 +95,18 @@ impl Hardware {
     }
 
     /// An entry that someone is about to change, which translates nothing.
+    #[inline]
     pub(super) const fn reserved(&self) -> u64 {
         self.empty() | RESERVED
     }
 
     /// The same, but the change must not be made.
+    #[inline]
     pub(super) const fn cancelled(&self) -> u64 {
         self.reserved() | CANCELLED
     }
 
+    #[inline]
     const fn permission_bits(&self, permissions: Permissions) -> u64 {
         let read = permissions.has(Permissions::READ);
         let execute = permissions.has(Permissions::EXECUTE);
@@ -137,6 +141,7 @@ impl Hardware {
     }
 
     /// Returns what an entry permits.
+    #[inline]
     pub(super) const fn permissions(&self, raw: u64) -> Permissions {
         let write = Permissions::WRITE.when(raw & WRITE != 0);
         match self.kind {
@@ -151,6 +156,7 @@ impl Hardware {
         }
     }
 
+    #[inline]
     const fn accessed_bit(&self) -> u64 {
         match self.kind {
             HardwareKind::Ept => ept::ACCESSED,
@@ -158,6 +164,7 @@ impl Hardware {
         }
     }
 
+    #[inline]
     const fn dirty_bit(&self) -> u64 {
         match self.kind {
             HardwareKind::Ept => ept::DIRTY,
@@ -166,6 +173,7 @@ impl Hardware {
     }
 
     /// Makes a reference to a table.
+    #[inline]
     pub(super) const fn link(&self, physical: u64, permissions: Permissions) -> u64 {
         physical
             | self.encryption
@@ -175,6 +183,7 @@ impl Hardware {
     }
 
     /// Makes an entry that maps a page.
+    #[inline]
     pub(super) const fn leaf(&self, leaf: &Leaf) -> u64 {
         let mut raw = leaf.level.align(leaf.physical)
             | leaf.attributes
@@ -198,6 +207,7 @@ impl Hardware {
     /// Makes an entry for MMIO, if there can be one. The processor refuses each access.
     ///
     /// The generation is that of L0's memory slots: with another, the entry says nothing.
+    #[inline]
     pub(super) const fn mmio(&self, generation: u64) -> Option<u64> {
         let generation = generation & GENERATION_BITS;
         let spread = (generation & 0x7f) << 3 | (generation >> 7) << 52;
@@ -212,11 +222,13 @@ impl Hardware {
     }
 
     /// Returns whether an entry for MMIO is of a generation.
+    #[inline]
     pub(super) fn is_mmio_of(&self, raw: u64, generation: u64) -> bool {
         self.mmio(generation) == Some(raw)
     }
 
     /// Returns what an entry is, in a table of a level.
+    #[inline]
     pub(super) const fn content(&self, raw: u64, level: Level) -> Content {
         if raw & PRESENT != 0 {
             return if matches!(level, Level::Page4K) || raw & PAGE != 0 {
@@ -239,41 +251,49 @@ impl Hardware {
     }
 
     /// Returns the address in an entry that maps a page of a level.
+    #[inline]
     pub(super) const fn physical(&self, raw: u64, level: Level) -> u64 {
         level.align(raw & crate::mmu::entry::ADDRESS & !self.encryption)
     }
 
     /// Returns whether an entry that maps a page can be written.
+    #[inline]
     pub(super) const fn is_writable(raw: u64) -> bool {
         raw & WRITE != 0
     }
 
     /// Returns an entry without permission to write.
+    #[inline]
     pub(super) const fn without_write(raw: u64) -> u64 {
         raw & !WRITE
     }
 
     /// Returns an entry whose page was not used.
+    #[inline]
     pub(super) const fn without_accessed(&self, raw: u64) -> u64 {
         raw & !self.accessed_bit()
     }
 
     /// Returns whether the page was used.
+    #[inline]
     pub(super) const fn is_accessed(&self, raw: u64) -> bool {
         raw & self.accessed_bit() != 0
     }
 
     /// Returns whether the page was written, and has to be reported.
+    #[inline]
     pub(super) const fn is_dirty_and_logged(&self, raw: u64) -> bool {
         raw & LOGGED != 0 && raw & self.dirty_bit() != 0
     }
 
     /// Returns an entry whose page is reported when it becomes dirty, which it is not.
+    #[inline]
     pub(super) const fn with_log(&self, raw: u64) -> u64 {
         raw & !self.dirty_bit() | LOGGED
     }
 
     /// Returns the flags that the processor sets.
+    #[inline]
     pub(super) const fn flags(&self, raw: u64) -> u64 {
         raw & (self.accessed_bit() | self.dirty_bit())
     }

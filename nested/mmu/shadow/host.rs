@@ -291,14 +291,9 @@ impl<P: TablePages> Shadow<P> {
     /// Returns an entry if it maps a page of a level.
     fn mapping(&self, handle: Handle, entry: u16, level: Level) -> Option<Place<'_, P::Word>> {
         let table = self.live(handle)?;
-        let word = self.pages.word(handle.index, entry)?;
-        let is_leaf =
-            table.level() == level && self.hardware().content(word.load(), level) == Content::Leaf;
-        is_leaf.then_some(Place {
-            handle,
-            table,
-            entry,
-            word,
-        })
+        let place = self.place_at(handle, table, entry)?;
+        let is_leaf = place.level == level
+            && self.hardware().content(place.word.load(), level) == Content::Leaf;
+        is_leaf.then_some(place)
     }
 }

@@ -2,8 +2,11 @@
 
 //! Faults: a translation of L1 and a page of L0 become entries.
 
+use super::array::NoPage;
 use super::hardware::{Content, Hardware, Leaf};
-use super::reverse::Subject;
+use super::pool::Displaced;
+use super::prefetch::Backings;
+use super::reverse::{Known, Subject};
 use super::root::RootUse;
 use super::sequence::{Sequences, Ticket};
 use super::table::{Handle, Identity, Kind, Table, TablePages};
@@ -11,6 +14,7 @@ use super::word::Word;
 use super::{DirtyPages, Shadow};
 use crate::address::{Gpa, L2Gpa};
 use crate::mmu::access::{Access, Kind as AccessKind, Permissions};
+use crate::mmu::entry::ADDRESS;
 use crate::mmu::format::{Change, RootKey};
 use crate::mmu::level::Level;
 use crate::mmu::walk::Walk;
@@ -102,8 +106,12 @@ pub(super) enum Cause {
 pub(super) struct Place<'a, W> {
     pub(super) handle: Handle,
     pub(super) table: &'a Table<W>,
+    pub(super) kind: Kind,
+    pub(super) level: Level,
     pub(super) entry: u16,
     pub(super) word: &'a W,
+    /// What the entry is made of, if that is not to be computed.
+    pub(super) origin: Option<&'a W>,
 }
 
 /// What an entry shall refer to: a table like this, by a link that permits so much.
@@ -113,7 +121,8 @@ struct Wanted {
 }
 
 impl<P: TablePages> Shadow<P> {
-    /// Maps what a fault has found out.
+    /// Maps what a fault has found out, and what L1 has around it and L0 has in memory. Returns the
+    /// number of the latter, too; the walk is that of the last of them then.
     ///
     /// The caller has made sure, with the same access to the shadow, that what L0 has for the page
     /// has not changed since it was looked up.
@@ -121,51 +130,118 @@ impl<P: TablePages> Shadow<P> {
         &self,
         install: &Installation<'_, P::Word, impl DirtyPages>,
         root: &RootUse,
+        walk: &mut Walk,
+        access: Access,
+        target: &Target,
+        backings: &impl Backings,
+    ) -> (Mapped, u32) {
+        let (key, place) = match self.place_for(install, root, walk, access, target) {
+            Ok(found) => found,
+            Err(outcome) => return (outcome, 0),
+        };
+        let mapped = self.map_leaf(install, &place, key, walk, Cause::Fault(access), target);
+        let count = match mapped {
+            Mapped::Done { .. } if place.level == Level::Page4K => {
+                self.prefetch(install, &place, key, walk, backings)
+            }
+            _ => 0,
+        };
+        (mapped, count)
+    }
+
+    /// Maps what a fault has found out, and nothing else.
+    #[cfg(test)]
+    pub(super) fn map_one(
+        &self,
+        install: &Installation<'_, P::Word, impl DirtyPages>,
+        root: &RootUse,
         walk: &Walk,
         access: Access,
         target: &Target,
     ) -> Mapped {
-        let Some(key) = self.live(root.handle).and_then(|table| table.key) else {
-            return Mapped::WrongRoot;
-        };
+        match self.place_for(install, root, walk, access, target) {
+            Ok((key, place)) => {
+                self.map_leaf(install, &place, key, walk, Cause::Fault(access), target)
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Returns the entry to be made, and makes the tables that lead to it.
+    fn place_for<'a>(
+        &'a self,
+        install: &Installation<'_, P::Word, impl DirtyPages>,
+        root: &RootUse,
+        walk: &Walk,
+        access: Access,
+        target: &Target,
+    ) -> Result<(&'a RootKey, Place<'a, P::Word>), Mapped> {
+        let top = self.live(root.handle).ok_or(Mapped::WrongRoot)?;
+        let key = top.key.as_ref().ok_or(Mapped::WrongRoot)?;
         let mut level = match target {
             Target::Memory(backing) => self.leaf_level(walk, backing, access),
             Target::Mmio { .. } => Level::Page4K,
         };
-        let mut handle = root.handle;
+        if level == Level::Page4K {
+            if let Some(place) = self.recent(root, walk) {
+                return Ok((key, place));
+            }
+        }
+        let structure = self.structure.load();
+        let mut next = (root.handle, top);
 
         for _ in Level::ALL {
-            let Some(place) = self.place(handle, walk.address) else {
-                return Mapped::Again;
-            };
-            if place.table.level() == level && self.is_split(&place) {
+            let place = self.place_in(next, walk.address).ok_or(Mapped::Again)?;
+            if place.level == level && self.is_split(&place) {
                 // Someone fetches from a part of the page, and would come back.
                 level = level.below().unwrap_or(Level::Page4K);
             }
-            if place.table.level() == level {
-                return self.map_leaf(install, &place, &key, walk, Cause::Fault(access), target);
+            if place.level == level {
+                if level == Level::Page4K {
+                    self.remember(root, &place, walk, structure);
+                }
+                return Ok((key, place));
             }
-            handle = match self.child_for(install, &place, &key, walk) {
-                Ok(child) => child,
-                Err(outcome) => return outcome,
-            };
+            next = self.child_for(install, &place, key, walk)?;
         }
-        Mapped::WrongRoot
+        Err(Mapped::WrongRoot)
     }
 
-    /// Returns the entry for an address in a table, if the table is for it.
-    pub(super) fn place(&self, handle: Handle, address: L2Gpa) -> Option<Place<'_, P::Word>> {
-        let table = self.live(handle)?;
-        let entry = table.index_of(address)?;
+    /// Returns the entry for an address in a table that has been looked up, if it is for it.
+    pub(super) fn place_in<'a>(
+        &'a self,
+        (handle, table): (Handle, &'a Table<P::Word>),
+        address: L2Gpa,
+    ) -> Option<Place<'a, P::Word>> {
+        let place = self.place_at(handle, table, table.index_of(address)?)?;
         let clock = self.clock.load();
         if table.used.load() != clock {
             table.used.store(clock);
         }
+        Some(place)
+    }
+
+    /// Returns the table that a link refers to, if the link is what it was when it was read.
+    pub(super) fn child_in(&self, place: &Place<'_, P::Word>) -> Option<(Handle, &Table<P::Word>)> {
+        self.child_of(place.handle, place.entry, place.origin?)
+    }
+
+    /// Returns an entry of a table.
+    pub(super) fn place_at<'a>(
+        &'a self,
+        handle: Handle,
+        table: &'a Table<P::Word>,
+        entry: u16,
+    ) -> Option<Place<'a, P::Word>> {
+        let (kind, level) = table.role();
         Some(Place {
             handle,
             table,
+            kind,
+            level,
             entry,
             word: self.pages.word(handle.index, entry)?,
+            origin: self.origin(table, entry),
         })
     }
 
@@ -196,16 +272,13 @@ impl<P: TablePages> Shadow<P> {
     /// Returns whether there are small entries because a large one could not be executed.
     fn is_split(&self, place: &Place<'_, P::Word>) -> bool {
         !self.hardware().executable_large_pages
-            && self
-                .hardware()
-                .content(place.word.load(), place.table.level())
-                == Content::Link
+            && self.hardware().content(place.word.load(), place.level) == Content::Link
     }
 
     /// Returns what the table below an entry has to be, for a walk.
     fn wanted(&self, place: &Place<'_, P::Word>, key: &RootKey, walk: &Walk) -> Option<Wanted> {
         let format = &key.format;
-        let parent = place.table.level();
+        let parent = place.level;
         let level = parent.below()?;
         let is_legacy = format.is_legacy();
         let base = place.table.address_of(place.entry);
@@ -276,16 +349,16 @@ impl<P: TablePages> Shadow<P> {
         place: &Place<'_, P::Word>,
         key: &RootKey,
         walk: &Walk,
-    ) -> Result<Handle, Mapped> {
+    ) -> Result<(Handle, &Table<P::Word>), Mapped> {
         let wanted = self.wanted(place, key, walk).ok_or(Mapped::WrongRoot)?;
         let old = place.word.load();
 
-        match self.hardware().content(old, place.table.level()) {
+        match self.hardware().content(old, place.level) {
             Content::Reserved => return Err(Mapped::Again),
             Content::Link => {
-                if let Some((child, table)) = self.child(place.handle, place.entry) {
+                if let Some((child, table)) = self.child_in(place) {
                     if Self::is_wanted(table, &wanted.identity, key) && place.word.load() == old {
-                        return Ok(child);
+                        return Ok((child, table));
                     }
                 }
             }
@@ -296,9 +369,10 @@ impl<P: TablePages> Shadow<P> {
         let child = self
             .allocate(&wanted.identity, Some((place.handle, place.entry)), root)
             .ok_or(Mapped::NeedPages)?;
-        let (Some(physical), Some(origin)) = (
+        let (Some(physical), Some(table), Some(origin)) = (
             self.pages.physical(child.index),
-            self.origin(place.table, place.entry),
+            self.live(child),
+            place.origin,
         ) else {
             self.detach(child);
             return Err(Mapped::Again);
@@ -306,7 +380,7 @@ impl<P: TablePages> Shadow<P> {
         let new = self.hardware().link(physical, wanted.permissions);
 
         match self.replace(install, place, old, new, origin, child.pack()) {
-            Ok(()) => Ok(child),
+            Ok(()) => Ok((child, table)),
             Err(outcome) => {
                 self.detach(child);
                 Err(outcome)
@@ -324,16 +398,19 @@ impl<P: TablePages> Shadow<P> {
         origin: &P::Word,
         made_of: u64,
     ) -> Result<(), Mapped> {
-        let is_upgrade = self.is_upgrade(place.table.level(), old, new);
+        let content = self.hardware().content(old, place.level);
+        let is_upgrade = content == Content::Leaf && self.is_upgrade(place.level, old, new);
         let reserved = self.hardware().reserved();
 
-        if self.hardware().content(old, place.table.level()) == Content::Reserved
-            || place.word.compare_exchange(old, reserved).is_err()
-        {
+        if content == Content::Reserved || place.word.compare_exchange(old, reserved).is_err() {
             return Err(Mapped::Again);
         }
         // Until it is something else, the entry is ours: a flush can only cancel what we do.
-        let displaced = self.displaced(place.handle, place.entry, old);
+        let displaced = if content == Content::Empty {
+            Displaced::Nothing
+        } else {
+            self.displaced(place.handle, place.entry, old)
+        };
         origin.store(made_of);
 
         let committed = install.sequences.is_current(&install.ticket)
@@ -351,14 +428,13 @@ impl<P: TablePages> Shadow<P> {
         Err(Mapped::Again)
     }
 
-    /// Returns whether an entry maps the same page as another, permits all that the other does, and
+    /// Returns whether an entry maps the same page as another that maps one, permits all that the other does, and
     /// has its flags.
     fn is_upgrade(&self, level: Level, old: u64, new: u64) -> bool {
         let hardware = self.hardware();
         let permitted = hardware.permissions(old);
 
-        hardware.content(old, level) == Content::Leaf
-            && hardware.content(new, level) == Content::Leaf
+        hardware.content(new, level) == Content::Leaf
             && hardware.physical(old, level) == hardware.physical(new, level)
             && hardware.permissions(new).has(permitted)
             && hardware.flags(new) & hardware.flags(old) == hardware.flags(old)
@@ -373,8 +449,8 @@ impl<P: TablePages> Shadow<P> {
         cause: Cause,
         target: &Target,
     ) -> Mapped {
-        let made_of = match walk.step(place.table.level()) {
-            Some(step) if place.table.kind() == Kind::Guest => key.format.significant(step.raw),
+        let made_of = match walk.step(place.level) {
+            Some(step) if place.kind == Kind::Guest => key.format.significant(step.raw),
             _ => 0,
         };
         match target {
@@ -389,6 +465,10 @@ impl<P: TablePages> Shadow<P> {
                 if old == new && self.is_made_of(place, made_of) {
                     return Mapped::Emulate;
                 }
+                // An origin that names a page says that the page is noted.
+                if self.note(place, walk.page).is_err() {
+                    return Mapped::NeedPages;
+                }
                 match self.put(install, place, old, new, made_of) {
                     Ok(()) => Mapped::Emulate,
                     Err(outcome) => outcome,
@@ -398,8 +478,7 @@ impl<P: TablePages> Shadow<P> {
     }
 
     fn is_made_of(&self, place: &Place<'_, P::Word>, made_of: u64) -> bool {
-        self.origin(place.table, place.entry)
-            .is_none_or(|origin| origin.load() == made_of)
+        place.origin.is_none_or(|origin| origin.load() == made_of)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -413,7 +492,7 @@ impl<P: TablePages> Shadow<P> {
         backing: &Backing,
         made_of: u64,
     ) -> Mapped {
-        let level = place.table.level();
+        let level = place.level;
         let leaf = self.leaf(key, walk, cause, backing, level);
         let page = Gpa::from_raw(level.align(walk.page.into_raw()));
         let is_writable = leaf.permissions.has(Permissions::WRITE);
@@ -440,12 +519,7 @@ impl<P: TablePages> Shadow<P> {
                 };
             }
         }
-        let subject = Subject::Mapped(level, page.into_raw());
-        if self
-            .reverse
-            .add(&self.pages, subject, place.handle, place.entry)
-            .is_err()
-        {
+        if self.note(place, page).is_err() {
             return Mapped::NeedPages;
         }
         self.leaves.fetch_add(1);
@@ -458,6 +532,27 @@ impl<P: TablePages> Shadow<P> {
         }
     }
 
+    /// Sees to it that the reverse map leads from a page to an entry that is to be made of it.
+    fn note(&self, place: &Place<'_, P::Word>, page: Gpa) -> Result<(), NoPage> {
+        let level = place.level;
+        let known = match place.origin {
+            Some(origin) if level == Level::Page4K => {
+                // What the entry was made of last, if anything: it was noted before that was stored.
+                let last = origin.load();
+                if last != 0 && last & ADDRESS == page.into_raw() {
+                    return Ok(());
+                }
+                Known::No
+            }
+            // Above the lowest level it may be a table, and a part of a page says nothing.
+            _ => Known::Maybe,
+        };
+        let subject = Subject::Mapped(level, page.into_raw());
+
+        self.reverse
+            .add(&self.pages, subject, place.handle, place.entry, known)
+    }
+
     /// Replaces an entry by one that is not a link.
     fn put(
         &self,
@@ -467,7 +562,7 @@ impl<P: TablePages> Shadow<P> {
         new: u64,
         made_of: u64,
     ) -> Result<(), Mapped> {
-        match self.origin(place.table, place.entry) {
+        match place.origin {
             Some(origin) => self.replace(install, place, old, new, origin, made_of),
             // The lowest entries of a part of a page have none: what is stored goes nowhere.
             None => self.replace(install, place, old, new, &P::Word::new(0), 0),

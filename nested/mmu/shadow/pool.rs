@@ -6,7 +6,7 @@
 //! detached tables, so that neither can be confused by a page that comes back meanwhile.
 
 use super::hardware::Content;
-use super::reverse::Subject;
+use super::reverse::{Known, Subject};
 use super::table::{Handle, Identity, Kind, Table, TablePages};
 use super::word::Word;
 use super::{Array, DirtyPages, Flushed, Shadow, Tlbs};
@@ -120,7 +120,11 @@ impl<P: TablePages> Shadow<P> {
                 Kind::Guest => {
                     let source = Subject::Source(table.source());
                     // Without it L1's writes would be missed: the table stays unsynced.
-                    if self.reverse.add(&self.pages, source, handle, 0).is_err() {
+                    if self
+                        .reverse
+                        .add(&self.pages, source, handle, 0, Known::No)
+                        .is_err()
+                    {
                         self.mark_unsynced(index);
                     }
                 }
@@ -128,12 +132,13 @@ impl<P: TablePages> Shadow<P> {
             }
             for entry in 0..ENTRIES {
                 let Some(page) = self.leaf_page(table, index, entry) else {
+                    self.forget_origin(table, index, entry);
                     continue;
                 };
                 let mapped = Subject::Mapped(table.level(), page);
                 if self
                     .reverse
-                    .add(&self.pages, mapped, handle, entry)
+                    .add(&self.pages, mapped, handle, entry, Known::No)
                     .is_err()
                 {
                     // There is room for all that there was; but what is not in the map must not
@@ -143,9 +148,24 @@ impl<P: TablePages> Shadow<P> {
                         self.leaves.fetch_add(u64::MAX);
                         self.owe_flush();
                     }
+                    self.forget_origin(table, index, entry);
                 }
             }
         }
+    }
+
+    /// Forgets what an entry was made of, which is not noted any more. There may be an entry for
+    /// MMIO, which is empty then.
+    fn forget_origin(&self, table: &Table<P::Word>, index: u32, entry: u16) {
+        if table.kind() != Kind::Guest || table.level() != Level::Page4K {
+            return;
+        }
+        let (Some(word), Some(origin)) = (self.pages.word(index, entry), self.origin(table, entry))
+        else {
+            return;
+        };
+        word.store(self.hardware().empty());
+        origin.store(0);
     }
 
     /// Returns the page that an entry maps, if it maps one.
@@ -206,7 +226,9 @@ impl<P: TablePages> Shadow<P> {
         }
         if identity.kind == Kind::Guest {
             let source = Subject::Source(identity.source);
-            self.reverse.add(&self.pages, source, handle, 0).ok()?;
+            self.reverse
+                .add(&self.pages, source, handle, 0, Known::No)
+                .ok()?;
             self.unsynced.get(&self.pages, handle.index / 64)?;
             self.mark_unsynced(handle.index);
         }
@@ -218,6 +240,7 @@ impl<P: TablePages> Shadow<P> {
         let Some(table) = self.live(handle) else {
             return;
         };
+        self.structure.fetch_add(1);
         self.owe_flush();
         let mut head = self.detached.load();
         loop {

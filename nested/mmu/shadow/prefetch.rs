@@ -2,14 +2,13 @@
 
 //! Neighbours of a page that a fault has mapped.
 
-use super::map::{Backing, Cause, Installation, Mapped, Target, Tracking};
-use super::root::RootUse;
-use super::table::{Handle, Kind, TablePages};
+use super::map::{Backing, Cause, Installation, Mapped, Place, Target, Tracking};
+use super::table::{Kind, TablePages};
 use super::word::Word;
 use super::{DirtyPages, Shadow};
 use crate::address::Gpa;
-use crate::mmu::level::Level;
-use crate::mmu::walk::{Walk, NEIGHBOURS};
+use crate::mmu::format::RootKey;
+use crate::mmu::walk::Walk;
 
 /// What L0 has for pages of L1, as far as it is known at once.
 pub trait Backings {
@@ -18,49 +17,29 @@ pub trait Backings {
 }
 
 impl<P: TablePages> Shadow<P> {
-    /// Maps what L1 has around the page of a walk and L0 has in memory. Returns how many pages.
+    /// Maps what L1 has around the page of a walk, whose entry is given, and L0 has in memory.
+    /// Returns how many pages.
     ///
     /// Only entries that are empty, and whose flags L1's entry has already, are made.
-    pub fn prefetch(
+    pub(super) fn prefetch(
         &self,
         install: &Installation<'_, P::Word, impl DirtyPages>,
-        root: &RootUse,
-        walk: &Walk,
+        place: &Place<'_, P::Word>,
+        key: &RootKey,
+        walk: &mut Walk,
         backings: &impl Backings,
     ) -> u32 {
-        let Some(key) = self.live(root.handle).and_then(|table| table.key) else {
-            return 0;
-        };
-        let usable = walk.usable_neighbours(&key.format);
-        if usable == 0 {
-            return 0;
-        }
-        let Some(handle) = self.table_at(root.handle, walk.address, Level::Page4K) else {
-            return 0;
-        };
+        let mut left = self.usable_neighbours(place, key, walk);
         let mut count = 0u32;
-        let mut found = None;
 
-        for number in 0..NEIGHBOURS {
-            let bit = 1u8.wrapping_shl(u32::try_from(number).unwrap_or(0));
-            if usable & bit == 0 || !self.is_free(handle, walk, number) {
+        while left != 0 {
+            let number = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            if !walk.move_to_neighbour(&key.format, number) {
                 continue;
             }
-            let found = found.get_or_insert(*walk);
-            if !found.move_to_neighbour(&key.format, number) {
-                continue;
-            }
-            let Some(place) = self.place(handle, found.address) else {
-                return count;
-            };
-            let is_made_of_this_table = place.table.kind() == Kind::Guest
-                && walk
-                    .step(Level::Page4K)
-                    .is_some_and(|step| Gpa::from_raw(place.table.source()).page() == step.table);
-            if !is_made_of_this_table {
-                return count;
-            }
-            let Some(mut backing) = backings.resident(found.page) else {
+            let next = self.place_in((place.handle, place.table), walk.address);
+            let (Some(place), Some(mut backing)) = (next, backings.resident(walk.page)) else {
                 continue;
             };
             if backing.tracking == Tracking::Flag {
@@ -68,7 +47,7 @@ impl<P: TablePages> Shadow<P> {
                 backing.tracking = Tracking::Protect;
             }
             let target = Target::Memory(backing);
-            match self.map_leaf(install, &place, &key, found, Cause::Neighbour, &target) {
+            match self.map_leaf(install, &place, key, walk, Cause::Neighbour, &target) {
                 Mapped::Done { .. } => count = count.saturating_add(1),
                 _ => return count,
             }
@@ -76,13 +55,29 @@ impl<P: TablePages> Shadow<P> {
         count
     }
 
-    /// Returns whether there is nothing yet for a neighbour of the page of a walk.
-    fn is_free(&self, handle: Handle, walk: &Walk, number: usize) -> bool {
-        let first = Level::Page4K.index(walk.address) & !7;
+    /// Returns a bit for each page around that of a walk that L1 has, with its flags set, and the
+    /// shadow has not.
+    fn usable_neighbours(&self, place: &Place<'_, P::Word>, key: &RootKey, walk: &Walk) -> u8 {
+        let (Some(neighbours), Some(words)) =
+            (walk.neighbours(), self.pages.words(place.handle.index))
+        else {
+            return 0;
+        };
+        if place.kind != Kind::Guest {
+            return 0;
+        }
+        let accessed = Walk::accessed_flag(&key.format);
+        let empty = self.hardware().empty();
+        let words = words.get(usize::from(place.entry & !7)..).unwrap_or(&[]);
+        let mut usable = 0;
+        let mut bit = 1u8;
 
-        u16::try_from(number)
-            .ok()
-            .and_then(|number| self.pages.word(handle.index, first | number))
-            .is_some_and(|word| word.load() == self.hardware().empty())
+        for (word, raw) in words.iter().zip(neighbours) {
+            if Walk::is_usable(accessed, *raw) && word.load() == empty {
+                usable |= bit;
+            }
+            bit = bit.wrapping_shl(1);
+        }
+        usable
     }
 }

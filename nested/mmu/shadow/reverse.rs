@@ -35,6 +35,8 @@ impl Subject {
 /// The map of a shadow.
 #[derive(Debug)]
 pub(super) struct Reverse<W> {
+    /// Those of pages, then [`SOURCES`] of tables: they are few, and each fault that may write to a
+    /// page looks for them.
     buckets: Array,
     /// Two words each: a handle; the entry, the kind of subject and the next node.
     nodes: Array,
@@ -44,12 +46,24 @@ pub(super) struct Reverse<W> {
     seed: u64,
 }
 
+/// Whether there may be a node for the same entry and subject already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// There may be.
+    Maybe,
+    /// There is none.
+    No,
+}
+
 /// How many nodes of a bucket are looked at to see whether there is one already.
 ///
 /// More than once in a bucket does no harm, but a long way to the end does.
 const NEAR: usize = 4;
 
 const NODE_WORDS: u32 = 2;
+
+/// Buckets of [`Subject::Source`].
+const SOURCES: u32 = Array::STEP;
 
 impl<W: Word> Reverse<W> {
     /// Makes an empty map with a number of buckets, rounded up to a power of 2.
@@ -87,7 +101,7 @@ impl<W: Word> Reverse<W> {
 
     /// Returns whether there are all buckets.
     pub(super) const fn is_complete(&self) -> bool {
-        self.buckets.len() >= self.wanted_buckets
+        self.buckets.len() >= self.wanted_buckets.saturating_add(SOURCES)
     }
 
     /// Adds buckets, if there are too few.
@@ -124,8 +138,12 @@ impl<W: Word> Reverse<W> {
             .wrapping_mul(self.seed)
             .wrapping_add(self.seed >> 32)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mask = u64::from(self.wanted_buckets.wrapping_sub(1));
-        self.buckets.get(pages, ((mixed >> 32) & mask) as u32)
+        let mixed = (mixed >> 32) as u32;
+        let index = match subject {
+            Subject::Mapped(..) => mixed & self.wanted_buckets.wrapping_sub(1),
+            Subject::Source(_) => self.wanted_buckets.wrapping_add(mixed % SOURCES),
+        };
+        self.buckets.get(pages, index)
     }
 
     /// Notes that an entry is made of `subject`. Returns whether there was room.
@@ -135,16 +153,18 @@ impl<W: Word> Reverse<W> {
         subject: Subject,
         table: Handle,
         entry: u16,
+        known: Known,
     ) -> Result<(), NoPage> {
         let bucket = self.bucket(pages, subject).ok_or(NoPage)?;
         if !self.is_complete() {
             return Err(NoPage);
         }
         let wanted = (table, entry, subject.number().0);
-        if self
-            .chain(pages, bucket)
-            .take(NEAR)
-            .any(|node| node == wanted)
+        if known == Known::Maybe
+            && self
+                .chain(pages, bucket.load())
+                .take(NEAR)
+                .any(|node| node == wanted)
         {
             return Ok(());
         }
@@ -177,14 +197,14 @@ impl<W: Word> Reverse<W> {
         }
     }
 
-    /// Returns handle, entry and kind of each node of a bucket.
+    /// Returns handle, entry and kind of each node of the bucket with a head.
     #[allow(clippy::cast_possible_truncation)] // Parts of a word.
     fn chain<'a, P: TablePages<Word = W>>(
         &'a self,
         pages: &'a P,
-        bucket: &W,
+        head: u64,
     ) -> impl Iterator<Item = (Handle, u16, u64)> + 'a {
-        let mut next = bucket.load() as u32;
+        let mut next = head as u32;
 
         core::iter::from_fn(move || {
             let first = next.checked_sub(1)?.wrapping_mul(NODE_WORDS);
@@ -203,9 +223,9 @@ impl<W: Word> Reverse<W> {
     ) -> impl Iterator<Item = (Handle, u16)> + 'a {
         let kind = subject.number().0;
 
-        self.bucket(pages, subject)
-            .into_iter()
-            .flat_map(move |bucket| self.chain(pages, bucket))
+        let head = self.bucket(pages, subject).map_or(0, W::load);
+
+        self.chain(pages, head)
             .filter_map(move |(handle, entry, of)| (of == kind).then_some((handle, entry)))
     }
 }

@@ -3,12 +3,14 @@
 //! Roots: one for each set of tables that L1 uses, shared by all vCPUs that use the same.
 
 use super::hardware::HardwareKind;
+use super::recent::Recent;
 use super::table::{Handle, Identity, Kind, TablePages};
 use super::word::Word;
 use super::{DirtyPages, Shadow};
 use crate::address::L2Gpa;
 use crate::mmu::format::{Format, RootKey};
 use crate::mmu::level::{Level, ENTRIES};
+use core::cell::Cell;
 
 /// The right to run with a root, which is not freed as long as it exists.
 ///
@@ -17,9 +19,18 @@ use crate::mmu::level::{Level, ENTRIES};
 #[must_use]
 pub struct RootUse {
     pub(super) handle: Handle,
+    /// The last table of the lowest level that the vCPU's faults needed.
+    pub(super) recent: Cell<Option<Recent>>,
 }
 
 impl RootUse {
+    pub(super) const fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            recent: Cell::new(None),
+        }
+    }
+
     /// Returns a number that no other root of the VM ever has.
     pub const fn number(&self) -> u64 {
         self.handle.pack()
@@ -44,9 +55,7 @@ impl<P: TablePages> Shadow<P> {
             if table.key.as_ref() == Some(key) {
                 table.users.fetch_add(1);
                 table.used.store(self.clock.load());
-                return Some(RootUse {
-                    handle: table.handle(index),
-                });
+                return Some(RootUse::new(table.handle(index)));
             }
             next = u32::try_from(table.next.load()).ok()?;
         }
@@ -87,7 +96,7 @@ impl<P: TablePages> Shadow<P> {
         table.next.store(u64::from(first));
         table.users.store(1);
         self.roots = handle.index.saturating_add(1);
-        Ok(RootUse { handle })
+        Ok(RootUse::new(handle))
     }
 
     /// Gives up a root. It is kept for the next switch, as long as there is room.

@@ -50,6 +50,12 @@ impl<W: Word> Sequences<W> {
             .is_some_and(|counter| counter.load() == ticket.value)
     }
 
+    /// Makes all tickets void: L1's memory has changed, and what was read of it must not be used
+    /// again.
+    pub fn advance_all(&self) {
+        self.advance(None);
+    }
+
     /// Makes tickets for a top-level table void, or for all.
     pub(super) fn advance(&self, table: Option<Gpa>) {
         match table {

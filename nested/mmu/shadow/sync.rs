@@ -94,23 +94,26 @@ impl<P: TablePages> Shadow<P> {
         address: L2Gpa,
         dirty: &impl DirtyPages,
     ) {
-        let mut handle = root.handle;
+        let Some(table) = self.live(root.handle) else {
+            return;
+        };
+        let mut next = (root.handle, table);
 
-        if let Some(key) = self.live(handle).and_then(|table| table.key) {
+        if let Some(key) = &table.key {
             sequences.advance(Some(key.table));
         }
         for _ in Level::ALL {
-            let Some(place) = self.place(handle, address) else {
+            let Some(place) = self.place_in(next, address) else {
                 return;
             };
             let raw = place.word.load();
-            if self.hardware().content(raw, place.table.level()) != Content::Link {
-                return self.clear_entry(handle, place.entry, dirty);
+            if self.hardware().content(raw, place.level) != Content::Link {
+                return self.clear_entry(place.handle, place.entry, dirty);
             }
-            let Some((child, _)) = self.child(handle, place.entry) else {
+            let Some(child) = self.child_in(&place) else {
                 return;
             };
-            handle = child;
+            next = child;
         }
     }
 

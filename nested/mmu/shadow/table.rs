@@ -5,7 +5,7 @@
 use super::word::Word;
 use crate::address::L2Gpa;
 use crate::mmu::format::RootKey;
-use crate::mmu::level::Level;
+use crate::mmu::level::{Level, ENTRIES};
 
 /// Refers to a table, unless the table has been freed meanwhile.
 ///
@@ -129,18 +129,25 @@ impl<W: Word> Table<W> {
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        match self.role.load() & 3 {
+    /// Returns kind and level.
+    pub(super) fn role(&self) -> (Kind, Level) {
+        let role = self.role.load();
+        let kind = match role & 3 {
             1 => Kind::Guest,
             2 => Kind::Direct,
             3 => Kind::Filler,
             _ => Kind::None,
-        }
+        };
+        let number = u8::try_from(role >> 3).unwrap_or(1);
+        (kind, Level::from_number(number).unwrap_or(Level::Page4K))
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.role().0
     }
 
     pub(super) fn level(&self) -> Level {
-        let number = u8::try_from(self.role.load() >> 3).unwrap_or(1);
-        Level::from_number(number).unwrap_or(Level::Page4K)
+        self.role().1
     }
 
     pub(super) fn is_legacy(&self) -> bool {
@@ -202,7 +209,7 @@ impl<W: Word> Table<W> {
 /// what it is used for.
 ///
 /// Each page belongs to whoever implements this, from [`insert`](Self::insert) to
-/// [`remove`](Self::remove). Both are exclusive: what [`word`](Self::word) returns cannot be used
+/// [`remove`](Self::remove). Both are exclusive: what [`words`](Self::words) returns cannot be used
 /// any more when a page is removed.
 pub trait TablePages {
     /// A word that processors, and the hardware that walks the tables, change at the same time.
@@ -217,8 +224,14 @@ pub trait TablePages {
     /// Returns the same, exclusively.
     fn table_mut(&mut self, index: u32) -> Option<&mut Table<Self::Word>>;
 
+    /// Returns the words of a page.
+    fn words(&self, index: u32) -> Option<&[Self::Word; ENTRIES as usize]>;
+
     /// Returns a word, 0 to 511, of a page.
-    fn word(&self, index: u32, word: u16) -> Option<&Self::Word>;
+    #[inline]
+    fn word(&self, index: u32, word: u16) -> Option<&Self::Word> {
+        self.words(index)?.get(usize::from(word))
+    }
 
     /// Returns the host-physical address of a page.
     fn physical(&self, index: u32) -> Option<u64>;

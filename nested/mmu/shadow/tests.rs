@@ -10,6 +10,7 @@ mod model;
 mod sync;
 
 use super::hardware::{Content, HardwareKind};
+use super::reverse::Subject;
 use super::*;
 use crate::address::{Gpa, L2Gpa};
 use crate::mmu::access::{Access, Kind as AccessKind, Permissions};
@@ -17,7 +18,7 @@ use crate::mmu::ept::bit::{ACCESSED, DIRTY, EXECUTE, READ, WRITE};
 use crate::mmu::format::{Format, RootKey};
 use crate::mmu::level::{Level, ENTRIES};
 use crate::mmu::testing::{key, physical_of, FakePage, FakePages, Memory, EPT, TOP};
-use crate::mmu::walk::{walk, Intent, Stop};
+use crate::mmu::walk::{walk, Intent, Request, Stop, Walk};
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::AtomicU64;
 use std::collections::BTreeSet;
@@ -156,7 +157,7 @@ impl World {
         let target = Target::Memory(backing(found.page));
         Ok(self
             .shadow
-            .map(&self.install(ticket), root, &found, access, &target))
+            .map_one(&self.install(ticket), root, &found, access, &target))
     }
 
     fn fault(&self, root: &RootUse, address: u64, access: Access) -> Result<Mapped, Stop> {
@@ -239,6 +240,7 @@ impl<W: Word> Shadow<FakePages<W>> {
         }
         self.check_lists(&reachable);
         self.check_leaves();
+        self.check_origins();
     }
 
     fn check_lists(&self, reachable: &BTreeSet<u32>) {
@@ -268,6 +270,27 @@ impl<W: Word> Shadow<FakePages<W>> {
             .iter()
             .filter(|index| self.pages.table(**index).unwrap().kind() == Kind::None);
         assert_eq!(free.count() as u64, self.available.load());
+    }
+
+    /// Makes sure that the reverse map has what an entry was made of last, if that is known.
+    fn check_origins(&self) {
+        self.for_each_table(|handle, table| {
+            if table.level() != Level::Page4K || table.kind() != Kind::Guest {
+                return;
+            }
+            for entry in 0..ENTRIES {
+                if self.origin(table, entry).unwrap().load() == 0 {
+                    continue;
+                }
+                let page = self.page_of(table, entry).unwrap();
+                assert!(
+                    self.reverse
+                        .candidates(&self.pages, Subject::Mapped(Level::Page4K, page))
+                        .any(|found| found == (handle, entry)),
+                    "an origin that is not noted"
+                );
+            }
+        });
     }
 
     /// Makes sure that the reverse map finds each entry that maps a page.

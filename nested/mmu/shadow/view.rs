@@ -129,6 +129,7 @@ impl<P: TablePages> Shadow<P> {
     }
 
     /// Returns the table of a level for an address, following links.
+    #[cfg(test)]
     pub(super) fn table_at(&self, root: Handle, address: L2Gpa, level: Level) -> Option<Handle> {
         let mut handle = root;
         for _ in Level::ALL {

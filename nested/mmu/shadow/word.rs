@@ -32,31 +32,38 @@ pub trait Word {
 }
 
 impl Word for AtomicU64 {
+    #[inline]
     fn new(value: u64) -> Self {
         Self::new(value)
     }
 
+    #[inline]
     fn load(&self) -> u64 {
         self.load(Ordering::SeqCst)
     }
 
+    #[inline]
     fn store(&self, value: u64) {
         self.store(value, Ordering::Release);
     }
 
+    #[inline]
     fn compare_exchange(&self, old: u64, new: u64) -> Result<(), u64> {
         self.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
             .map(|_| ())
     }
 
+    #[inline]
     fn fetch_or(&self, bits: u64) -> u64 {
         self.fetch_or(bits, Ordering::SeqCst)
     }
 
+    #[inline]
     fn fetch_and(&self, bits: u64) -> u64 {
         self.fetch_and(bits, Ordering::SeqCst)
     }
 
+    #[inline]
     fn fetch_add(&self, value: u64) -> u64 {
         self.fetch_add(value, Ordering::SeqCst)
     }

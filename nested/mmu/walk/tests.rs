@@ -6,8 +6,10 @@ use super::*;
 use crate::mmu::access::{Kind, Mode, Stage};
 use crate::mmu::ept::bit::{ACCESSED, DIRTY, EXECUTE, PAGE, READ, WRITE};
 use crate::mmu::ept::Ept;
+use crate::mmu::shadow::Sequences;
 use crate::mmu::testing::{key, Memory, EPT, TOP};
 use core::cell::RefCell;
+use core::sync::atomic::AtomicU64;
 
 const RWX: u64 = READ | WRITE | EXECUTE;
 const ADDRESS: L2Gpa = L2Gpa::from_raw(0x0000_40c0_6080_7123);
@@ -328,4 +330,112 @@ fn page_table_accesses_write_if_there_are_flags() {
         ..EPT
     };
     assert!(go(&memory, ept, table).is_ok());
+}
+
+/// A walk that goes on from the last one, and the sequence of flushes.
+struct Walker {
+    memory: Memory,
+    sequences: Sequences<AtomicU64>,
+    found: Walk,
+}
+
+impl Walker {
+    fn new() -> Self {
+        Self {
+            memory: tables(),
+            sequences: Sequences::default(),
+            found: Walk::default(),
+        }
+    }
+
+    /// Returns the page, and how many entries were read.
+    fn go(&mut self, key: &RootKey, address: u64, intent: Intent) -> Result<(u64, usize), Stop> {
+        let ticket = self.sequences.begin(key);
+        let request = Request {
+            address: L2Gpa::from_raw(address),
+            access: READS,
+            intent,
+        };
+        self.memory.take_reads();
+        self.found
+            .translate(&self.memory, &(), key, ticket, &request)?;
+        Ok((self.found.page.into_raw(), self.memory.take_reads().len()))
+    }
+}
+
+#[test]
+fn what_is_above_the_lowest_table_is_read_again_after_a_flush() {
+    let mut walker = Walker::new();
+    let key = key(Format::Ept(EPT));
+    let first = ADDRESS.into_raw();
+    let second = first ^ 0x1000;
+    let (at, other) = (entry(Level::Page4K) ^ 8, TOP + 0x4000);
+    walker.memory.set(at, 0x5_1000 | RWX);
+    walker.memory.set(other + (at & 0xfff), 0x5_2000 | RWX);
+
+    assert_eq!(walker.go(&key, first, Intent::Demand), Ok((DATA, 3 + 8)));
+    assert_eq!(walker.go(&key, second, Intent::Demand), Ok((0x5_1000, 8)));
+    // L1 changes what is above, and must flush.
+    walker.memory.set(entry(Level::Page2M), other | RWX);
+    assert_eq!(walker.go(&key, second, Intent::Demand), Ok((0x5_1000, 8)));
+    walker.sequences.advance_all();
+    assert_eq!(
+        walker.go(&key, second, Intent::Demand),
+        Ok((0x5_2000, 3 + 8))
+    );
+}
+
+#[test]
+fn a_walk_goes_on_from_one_in_the_same_table_only() {
+    let mut walker = Walker::new();
+    let key = key(Format::Ept(EPT));
+    let address = ADDRESS.into_raw();
+    walker.go(&key, address, Intent::Demand).unwrap();
+
+    // Another part of L2's memory.
+    assert!(walker
+        .go(&key, address ^ 0x20_0000, Intent::Demand)
+        .is_err());
+    // One that was refused leaves nothing.
+    assert_eq!(walker.go(&key, address, Intent::Demand), Ok((DATA, 3 + 8)));
+    // Other tables.
+    let other = RootKey {
+        table: Gpa::from_raw(TOP + 0x8000),
+        ..key
+    };
+    assert!(walker.go(&other, address, Intent::Demand).is_err());
+    assert_eq!(walker.go(&key, address, Intent::Demand), Ok((DATA, 3 + 8)));
+    // What maps a large page is not a table.
+    walker.sequences.advance_all();
+    walker
+        .memory
+        .set(entry(Level::Page2M), 0x60_0000 | RWX | PAGE);
+    for _ in 0..2 {
+        let (_, reads) = walker.go(&key, address, Intent::Demand).unwrap();
+        assert_eq!(reads, 3);
+    }
+}
+
+#[test]
+fn no_walk_goes_on_from_entries_without_flags() {
+    let mut walker = Walker::new();
+    let key = key(Format::Ept(Ept {
+        accessed_dirty: true,
+        ..EPT
+    }));
+    let address = ADDRESS.into_raw();
+
+    assert_eq!(
+        walker.go(&key, address, Intent::Speculative),
+        Err(Stop::Again)
+    );
+    assert_eq!(walker.go(&key, address, Intent::Demand), Ok((DATA, 3 + 8)));
+    for level in [
+        Level::Table512G,
+        Level::Page1G,
+        Level::Page2M,
+        Level::Page4K,
+    ] {
+        assert_ne!(walker.memory.get(entry(level)) & ACCESSED, 0);
+    }
 }

@@ -45,6 +45,7 @@ use nested::{
         walk::{
             Intent,
             Refusal,
+            Request,
             Stop,
             Walk, //
         }, //
@@ -76,10 +77,10 @@ pub trait L2 {
         &mut self,
         memory: &impl GuestTables,
         key: &RootKey,
-        address: L2Gpa,
-        access: Access,
-        intent: Intent,
-    ) -> Result<Walk, Stop>;
+        ticket: Ticket,
+        request: &Request,
+        found: &mut Walk,
+    ) -> Result<(), Stop>;
 
     /// Exits to L1, as its tables do not allow the access.
     fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access);
@@ -221,10 +222,27 @@ enum Outcome {
 
 /// Maps what L2 accesses.
 fn try_map<L: L2>(l2: &mut L, address: L2Gpa, access: Access, intent: Intent) -> Outcome {
+    // KVM loads a root before L2 goes on.
+    let Some(mut walk) = l2.loaded_root().walk.take() else {
+        return Outcome::Again;
+    };
+    let request = Request {
+        address,
+        access,
+        intent,
+    };
+    let outcome = map_by(l2, &request, &mut walk);
+
+    l2.loaded_root().walk = Some(walk);
+    outcome
+}
+
+/// Maps what L2 accesses, with the vCPU's last walk at hand.
+fn map_by<L: L2>(l2: &mut L, request: &Request, walk: &mut Walk) -> Outcome {
+    let access = request.access;
     let vm = Vm::of(l2.vcpu());
     let tables = vm.tables();
     let Some((key, _)) = l2.loaded_root().get() else {
-        // KVM loads one before L2 goes on.
         return Outcome::Again;
     };
     let key = *key;
@@ -233,11 +251,11 @@ fn try_map<L: L2>(l2: &mut L, address: L2Gpa, access: Access, intent: Intent) ->
     // SAFETY: What is done with the reference, accessing L1's memory, is done with none of the
     // parts of `l2`, which lives as long as the op takes.
     let vcpu = unsafe { Vcpu::from_raw(l2.vcpu().as_ptr()) };
-    let walk = match l2.walk(&Entries::new(vcpu), &key, address, access, intent) {
-        Ok(walk) => walk,
+    match l2.walk(&Entries::new(vcpu), &key, ticket, request, walk) {
+        Ok(()) => {}
         Err(Stop::Again) => return Outcome::Again,
         Err(Stop::Refused(refusal)) => return Outcome::Refused(refusal),
-    };
+    }
     let Some((_, root)) = l2.loaded_root().get() else {
         return Outcome::Again;
     };
@@ -253,21 +271,23 @@ fn try_map<L: L2>(l2: &mut L, address: L2Gpa, access: Access, intent: Intent) ->
     }
     let mut mapping = Mapping::<'_> {
         fault: bindings::kvm_nested_fault {
-            l2_gpa: address.into_raw(),
+            l2_gpa: request.address.into_raw(),
             error_code,
             gfn: walk.page.into_raw() >> 12,
             max_level: i32::from(walk.level.number()),
-            prefetch: intent == Intent::Speculative,
+            prefetch: request.intent == Intent::Speculative,
             map: Some(map::<L>),
             ..Default::default()
         },
-        vcpu,
-        tables,
-        root,
-        walk: &walk,
-        access,
-        ticket,
-        has_flags: key.format.accessed_dirty(Level::Page4K).is_some(),
+        place: Place {
+            vcpu,
+            tables,
+            root,
+            access,
+            ticket,
+            has_flags: key.format.accessed_dirty(Level::Page4K).is_some(),
+        },
+        walk,
         needs_pages: false,
     };
     // SAFETY: By the invariants of `Vcpu`. `map()` is called with this fault, which is the first
@@ -303,15 +323,20 @@ pub fn forget<L: L2>(l2: &mut L, address: L2Gpa) {
 #[repr(C)]
 struct Mapping<'a> {
     fault: bindings::kvm_nested_fault,
+    place: Place<'a>,
+    walk: &'a mut Walk,
+    needs_pages: bool,
+}
+
+/// Where something is to be mapped, and for what.
+struct Place<'a> {
     vcpu: &'a Vcpu,
     tables: &'a Tables,
     root: &'a RootUse,
-    walk: &'a Walk,
     access: Access,
     ticket: Ticket,
     /// The entries have dirty flags.
     has_flags: bool,
-    needs_pages: bool,
 }
 
 /// Maps a page, now that KVM has got hold of it.
@@ -326,7 +351,7 @@ unsafe extern "C" fn map<L: L2>(
     // SAFETY: By the requirements of this function.
     let (vcpu, mapping) = unsafe { (Vcpu::from_raw(vcpu), &mut *fault.cast::<Mapping<'_>>()) };
     // SAFETY: As above.
-    let Some(shadow) = (unsafe { mapping.tables.locked_for_read() }) else {
+    let Some(shadow) = (unsafe { mapping.place.tables.locked_for_read() }) else {
         return RETRY;
     };
 
@@ -348,64 +373,71 @@ const RETRY: c_int = bindings::kvm_nested_fault_result_KVM_NESTED_FAULT_RETRY as
 const EMULATED: c_int = bindings::kvm_nested_fault_result_KVM_NESTED_FAULT_EMULATE as c_int;
 const FIXED: c_int = bindings::kvm_nested_fault_result_KVM_NESTED_FAULT_FIXED as c_int;
 
-fn map_in<L: L2>(vcpu: &Vcpu, mapping: &Mapping<'_>, shadow: &Shadow<super::Pages>) -> Mapped {
-    let target = if mapping.fault.slot.is_null() {
+fn map_in<L: L2>(vcpu: &Vcpu, mapping: &mut Mapping<'_>, shadow: &Shadow<super::Pages>) -> Mapped {
+    let Mapping {
+        fault, place, walk, ..
+    } = mapping;
+    let target = if fault.slot.is_null() {
         match generation(vcpu) {
             Some(generation) => Target::Mmio { generation },
             None => return Mapped::Emulate,
         }
     } else {
-        Target::Memory(mapping.backing::<L>(&mapping.fault))
+        Target::Memory(place.backing::<L>(fault))
     };
     let vm = Vm::of(vcpu);
     let install = Installation::<'_, AtomicU64, _> {
-        sequences: &mapping.tables.sequences,
-        ticket: mapping.ticket,
+        sequences: &place.tables.sequences,
+        ticket: place.ticket,
         dirty: &vm,
     };
 
-    let (root, walk) = (mapping.root, mapping.walk);
-    let mapped = shadow.map(&install, root, walk, mapping.access, &target);
-    if matches!(mapped, Mapped::Done { .. }) {
-        let neighbours = Neighbours::<'_, L> {
-            mapping,
-            l2: PhantomData,
-        };
-        let count = shadow.prefetch(&install, root, walk, &neighbours);
-        mapping
-            .tables
-            .counters
-            .add(Event::Neighbour, u64::from(count));
-    }
+    let neighbours = Neighbours::<'_, L> {
+        place,
+        mmu_seq: fault.mmu_seq,
+        l2: PhantomData,
+    };
+    let (mapped, count) = shadow.map(
+        &install,
+        place.root,
+        walk,
+        place.access,
+        &target,
+        &neighbours,
+    );
+
+    let counters = &place.tables.counters;
+    counters.add(Event::Neighbour, u64::from(count));
     mapped
 }
 
 /// Pages beside the one that is mapped.
 struct Neighbours<'a, L> {
-    mapping: &'a Mapping<'a>,
+    place: &'a Place<'a>,
+    mmu_seq: kernel::ffi::c_ulong,
     l2: PhantomData<L>,
 }
 
 impl<L: L2> Backings for Neighbours<'_, L> {
     fn resident(&self, page: Gpa) -> Option<Backing> {
         let mut other = bindings::kvm_nested_fault {
-            mmu_seq: self.mapping.fault.mmu_seq,
+            mmu_seq: self.mmu_seq,
             ..Default::default()
         };
         // SAFETY: By the invariants of `Vcpu`; called with `mmu_lock` held for reading.
         let is_resident = unsafe {
             bindings::kvm_mmu_nested_prefetch(
-                self.mapping.vcpu.as_ptr(),
+                self.place.vcpu.as_ptr(),
                 &raw mut other,
                 page.into_raw() >> 12,
             )
         };
 
-        is_resident.then(|| self.mapping.backing::<L>(&other))
+        is_resident.then(|| self.place.backing::<L>(&other))
     }
 }
 
-impl Mapping<'_> {
+impl Place<'_> {
     /// Returns what KVM has found out about a page.
     fn backing<L: L2>(&self, fault: &bindings::kvm_nested_fault) -> Backing {
         let (attributes, follow_memory_type) = match L::without_memory_type(fault.attributes) {

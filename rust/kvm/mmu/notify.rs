@@ -68,6 +68,7 @@ macro_rules! exclusive_ops {
 exclusive_ops! {
     /// Memory of L1 is unmapped or moved.
     fn unmap(vm, shadow, start: u64, end: u64) {
+        vm.tables().sequences.advance_all();
         shadow.unmap(&frames(start, end), &vm)
     }
 
@@ -105,6 +106,7 @@ exclusive_ops! {
         // SAFETY: By the invariants of `Vm`. It is changed before this is called.
         let splits = unsafe { bindings::kvm_mmu_nested_nx_huge_pages(vm.0) };
         shadow.set_executable_large_pages(!splits);
+        vm.tables().sequences.advance_all();
         shadow.zap_all(&vm)
     }
 }

@@ -151,12 +151,8 @@ impl TablePages for Pages {
     }
 
     #[inline]
-    fn word(&self, index: u32, word: u16) -> Option<&AtomicU64> {
-        self.slot(index)?
-            .page
-            .as_ref()?
-            .words()
-            .get(usize::from(word))
+    fn words(&self, index: u32) -> Option<&[AtomicU64; ENTRIES as usize]> {
+        Some(self.slot(index)?.page.as_ref()?.words())
     }
 
     fn physical(&self, index: u32) -> Option<u64> {

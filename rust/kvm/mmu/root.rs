@@ -23,7 +23,8 @@ use nested::{
         shadow::{
             RootRefusal,
             RootUse, //
-        }, //
+        },
+        walk::Walk, //
     }, //
 };
 
@@ -33,6 +34,8 @@ use nested::{
 #[derive(Default)]
 pub struct LoadedRoot {
     root: Option<(RootKey, RootUse)>,
+    /// The vCPU's last walk, which exists if there has been a root.
+    pub(super) walk: Option<KBox<Walk>>,
     /// Roots of which the processor has nothing that is void. When the vCPU comes to another
     /// processor, KVM flushes all that is there.
     known: [u64; Self::KNOWN],
@@ -88,6 +91,10 @@ fn load(l2: &mut impl L2) -> Result<bool> {
     let tables = vm.tables();
 
     release_root(l2);
+    if l2.loaded_root().walk.is_none() {
+        let walk = KBox::new(Walk::default(), GFP_KERNEL_ACCOUNT)?;
+        l2.loaded_root().walk = Some(walk);
+    }
     for _ in 0..ATTEMPTS {
         let found = tables
             .read(vm, |shadow| {

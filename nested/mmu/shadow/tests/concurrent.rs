@@ -135,7 +135,7 @@ impl Machine {
             ticket,
             dirty: &NoReports,
         };
-        Some(shadow.map(&install, root, &found, access, &target))
+        Some(shadow.map_one(&install, root, &found, access, &target))
     }
 
     /// Handles a fault until L2 can go on, or it is L1's.

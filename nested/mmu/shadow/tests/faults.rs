@@ -199,7 +199,7 @@ fn mmio_is_cached_with_what_l1_permits() {
             Intent::Demand,
         );
         let target = Target::Mmio { generation };
-        world.shadow.map(
+        world.shadow.map_one(
             &world.install(ticket),
             &root,
             &found.unwrap(),
@@ -274,7 +274,7 @@ fn neighbours_are_mapped_if_they_need_no_flag() {
 
     let ticket = world.sequences.begin(&world.key);
     let address = L2Gpa::from_raw(first + 0x3000);
-    let found = walk(
+    let mut found = walk(
         &world.memory,
         &(),
         &world.key,
@@ -285,8 +285,9 @@ fn neighbours_are_mapped_if_they_need_no_flag() {
     .unwrap();
     let target = Target::Memory(backing(found.page));
     let install = world.install(ticket);
-    let _ = world.shadow.map(&install, &root, &found, READS, &target);
-    let count = world.shadow.prefetch(&install, &root, &found, &Resident);
+    let (_, count) = world
+        .shadow
+        .map(&install, &root, &mut found, READS, &target, &Resident);
 
     // Not 1, which was not accessed; not 3, which is there; not 5, which L0 does not have at hand;
     // not 6, which is not present.
@@ -479,4 +480,49 @@ fn a_root_is_for_the_format_that_the_processor_has() {
     let (address, level) = world.shadow.root_address(&root).unwrap();
     assert_eq!(level, Level::Table256T);
     assert_eq!(address, physical_of(root.handle.index));
+}
+
+#[test]
+fn a_fault_uses_the_table_that_is_linked_now() {
+    let mut world = World::new();
+    let root = world.root();
+    let next = ADDRESS + 0x1000;
+    for (number, address) in [ADDRESS, next].into_iter().enumerate() {
+        world.guest_map(address, (0x7000 + number as u64 * 0x1000) | RWX);
+    }
+    let at = |world: &World, address| world.translate(&root, address).unwrap().page.into_raw();
+    let go = |world: &World, address| {
+        assert!(matches!(
+            world.fault(&root, address, READS),
+            Ok(Mapped::Done { .. })
+        ));
+        world.shadow.check();
+        at(world, address)
+    };
+
+    assert_eq!(go(&world, ADDRESS), 0x7000);
+    assert_eq!(go(&world, next), 0x8000);
+    // L1 refers to another table, which the flush finds out, or the next fault.
+    let directory = entry_of(ADDRESS, Level::Page2M);
+    let first = world.memory.get(directory) & !0xfff;
+    for (table, flushes) in [(0x30_0000, true), (0x31_0000, false)] {
+        let entry = table + (entry_of(next, Level::Page4K) & 0xfff);
+        world.memory.set(entry, (table + 0x1000) | RWX);
+        world.memory.set(directory, table | RWX);
+        if flushes {
+            world.flush(FlushScope::All);
+        }
+        assert_eq!(go(&world, next), table + 0x1000);
+    }
+    // L0 drops everything.
+    world.memory.set(directory, first | RWX);
+    assert_eq!(go(&world, ADDRESS), 0x7000);
+    let needed = world.shadow.zap_all(&world.reports);
+    assert_eq!(needed, FlushNeeded::Yes);
+    assert_eq!(go(&world, ADDRESS), 0x7000);
+    world.reclaim();
+    assert_eq!(go(&world, next), 0x8000);
+    // Tables that are needed are not the first to be evicted.
+    world.shadow.evict(400, &world.flushes, &world.reports);
+    assert_eq!(go(&world, next), 0x8000);
 }

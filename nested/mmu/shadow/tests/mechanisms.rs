@@ -105,9 +105,10 @@ fn a_leaf_is_never_outside_the_range_of_its_table() {
         .shadow
         .table_at(root.handle, at, Level::Page4K)
         .unwrap();
+    let table = world.shadow.live(handle).unwrap();
     for outside in [0, ADDRESS + 0x20_0000, ADDRESS | 1 << 47, u64::MAX] {
         let address = L2Gpa::from_raw(outside);
-        assert!(world.shadow.place(handle, address).is_none());
+        assert!(world.shadow.place_in((handle, table), address).is_none());
     }
 }
 
@@ -118,9 +119,7 @@ fn a_fault_into_a_dropped_root_installs_nothing() {
     let root = world.root();
     world.guest_map(ADDRESS, 0x7000 | RWX);
     // What no vCPU can have, because giving up a root takes this away.
-    let kept = RootUse {
-        handle: root.handle,
-    };
+    let kept = RootUse::new(root.handle);
     world.shadow.release_root(root);
     assert!(world.shadow.drop_oldest_root(&world.reports));
     world.reclaim();
@@ -192,7 +191,9 @@ fn an_entry_for_mmio_in_the_place_of_a_page_leaves_nothing_behind() {
     .unwrap();
     let target = Target::Mmio { generation: 1 };
     let install = world.install(ticket);
-    let _ = world.shadow.map(&install, &root, &found, READS, &target);
+    let _ = world
+        .shadow
+        .map_one(&install, &root, &found, READS, &target);
 
     assert_eq!(world.shadow.leaves(), 0);
     let frames = Frames::new(Gpa::from_raw(0x7000), 0x1000);

@@ -280,7 +280,9 @@ fn a_fault_that_walked_before_a_flush_installs_nothing_after_it() {
     // Nothing to read again: the tables are empty.
     world.flush(FlushScope::All);
     let install = world.install(ticket);
-    let mapped = world.shadow.map(&install, &root, &found, WRITES, &target);
+    let mapped = world
+        .shadow
+        .map_one(&install, &root, &found, WRITES, &target);
     assert_eq!(mapped, Mapped::Again);
     assert_eq!(world.translate(&root, ADDRESS), None);
     world.shadow.check();

@@ -34,6 +34,7 @@ struct Cached {
 struct Cpu {
     root: Option<RootUse>,
     key: RootKey,
+    walk: Walk,
     tlb: BTreeMap<u64, Cached>,
     /// By top-level table and address: all since the last flush.
     allowed: BTreeMap<(u64, u64), Vec<Allowed>>,
@@ -89,6 +90,7 @@ impl Machine {
             machine.cpus.push(Cpu {
                 root: None,
                 key: key(format),
+                walk: Walk::default(),
                 tlb: BTreeMap::new(),
                 allowed: BTreeMap::new(),
             });
@@ -214,27 +216,32 @@ impl Machine {
             let key = self.cpus[cpu].key;
             let at = L2Gpa::from_raw(address);
             let ticket = self.world.sequences.begin(&key);
-            let found = walk(&self.world.memory, &(), &key, at, access, intent);
-            self.learn();
-            let Ok(found) = found else {
-                return false;
+            let request = Request {
+                address: at,
+                access,
+                intent,
             };
+            let found = &mut self.cpus[cpu].walk;
+            let result = found.translate(&self.world.memory, &(), &key, ticket, &request);
+            let mut found = *found;
+            self.learn();
+            if result.is_err() {
+                return false;
+            }
             let target = Target::Memory(self.backing(found.page.into_raw()));
             let install = self.world.install(ticket);
             let root = self.cpus[cpu].root.as_ref().unwrap();
-            let mapped = self
-                .world
-                .shadow
-                .map(&install, root, &found, access, &target);
+            let page = found.page;
+            let shadow = &self.world.shadow;
+            let (mapped, _) = shadow.map(&install, root, &mut found, access, &target, self);
             match mapped {
                 Mapped::Done { is_writable, .. } => {
                     if self.format.writes(access) {
                         assert!(is_writable);
                     }
                     if is_writable && self.effective_tracking() != Tracking::None {
-                        self.world.reports.report(found.page);
+                        self.world.reports.report(page);
                     }
-                    self.world.shadow.prefetch(&install, root, &found, self);
                     return true;
                 }
                 Mapped::NeedPages => self.make_room(),

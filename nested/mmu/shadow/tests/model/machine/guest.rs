@@ -47,9 +47,17 @@ pub(super) fn addresses(format: &Format) -> Vec<u64> {
 impl Machine {
     /// Returns what L1's tables say now, in the simplest way.
     pub(super) fn flat(&self, top: u64, address: u64) -> Option<Allowed> {
-        let mut table = top;
-        let mut permissions = Permissions::ALL;
-        let mut level = self.format.top();
+        self.flat_below(top, Permissions::ALL, self.format.top(), address)
+    }
+
+    /// Returns the same from a table on.
+    fn flat_below(
+        &self,
+        mut table: u64,
+        mut permissions: Permissions,
+        mut level: Level,
+        address: u64,
+    ) -> Option<Allowed> {
         loop {
             let at = self
                 .format
@@ -97,8 +105,34 @@ impl Machine {
         }
     }
 
-    /// Adds what is valid now to what each processor may use.
+    /// Returns what a fault of a processor would find, if that has cached what is above the lowest
+    /// level.
+    fn cached(&self, cpu: &Cpu, address: u64) -> Option<Allowed> {
+        let ticket = self.world.sequences.begin(&cpu.key);
+        let (table, permitted) = cpu.walk.cached(&cpu.key, ticket)?;
+        if Level::Page2M.align(cpu.walk.address.into_raw() ^ address) != 0 {
+            return None;
+        }
+        self.flat_below(table.into_raw(), permitted, Level::Page4K, address)
+    }
+
+    /// Adds what is valid now to what each processor may use, and what a fault of any processor
+    /// could find: they share the shadow.
     pub(super) fn learn(&mut self) {
+        for number in 0..self.cpus.len() {
+            let top = self.cpus[number].key.table.into_raw();
+            for address in self.addresses.clone() {
+                let Some(found) = self.cached(&self.cpus[number], address) else {
+                    continue;
+                };
+                for cpu in &mut self.cpus {
+                    let known = cpu.allowed.entry((top, address)).or_default();
+                    if !known.contains(&found) {
+                        known.push(found);
+                    }
+                }
+            }
+        }
         for top in [TOP, TOP + 0x1000] {
             for address in self.addresses.clone() {
                 let Some(now) = self.flat(top, address) else {
