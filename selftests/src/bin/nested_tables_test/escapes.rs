@@ -64,7 +64,7 @@ pub fn points() -> Vec<Point<Fixture>> {
 fn escape(fixture: &Fixture, roots: u64, work: crate::Work, host: DoneByHost) -> Result<()> {
     let (world, mut vcpus) = World::new(&fixture.kvm, 2, 3, roots)?;
     let plan = Plan {
-        batches: fixture.rounds / 2,
+        batches: fixture.rounds.div_ceil(8),
         seed: fixture.seed,
         work,
         host,
@@ -193,7 +193,7 @@ fn recursive_root(fixture: &Fixture) -> Result<()> {
         slice.add_top(top(world.format, address, number, true));
     }
     let plan = Plan {
-        batches: fixture.rounds / 2,
+        batches: fixture.rounds.div_ceil(8),
         seed: fixture.seed,
         work: recursion,
         host: |host, random| host.disturb_all(random),

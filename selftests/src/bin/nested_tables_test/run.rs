@@ -122,7 +122,7 @@ impl World {
             }
             let mut disturbed = Ok(());
             while threads.iter().any(|thread| !thread.is_finished()) {
-                thread::sleep(Duration::from_micros(1000 + random.below(10_000)));
+                thread::sleep(Duration::from_micros(2000 + random.below(20_000)));
                 if disturbed.is_ok() {
                     disturbed = (plan.host)(&mut host, &mut random);
                 }
