@@ -64,6 +64,8 @@ pub struct Slice {
     recent: BTreeMap<u64, usize>,
     /// Whether entries may be such that two of them together permit nothing.
     all_rights: bool,
+    /// The page that L2 accessed last.
+    last: u64,
     /// The processor that used it last.
     processor: Option<usize>,
 }
@@ -81,6 +83,7 @@ impl Slice {
             stale: vec![true; tops.len()],
             recent: BTreeMap::new(),
             all_rights: true,
+            last: 0,
             processor: None,
         }
     }
@@ -293,8 +296,11 @@ impl Slice {
         }
     }
 
-    /// Returns an address of L2 in the slice.
+    /// Returns an address of L2 in the slice: that of the last access, or another one.
     fn address(&self, random: &mut Random) -> u64 {
+        if self.last != 0 && random.below(8) < 5 {
+            return self.last;
+        }
         let large = match random.below(16) {
             // Where a page of a gigabyte has the slice.
             0 => (self.base - ARENA) / BLOCK + random.below(2),
@@ -416,6 +422,7 @@ impl Slice {
         let number = random.below(self.tops.len() as u64);
         let number = usize::try_from(number).unwrap_or(0);
         let page = self.address(random);
+        self.last = page;
         let offset = match access {
             Access::Execute => CODE,
             _ => 8 * random.below(6),

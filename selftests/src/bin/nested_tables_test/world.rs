@@ -80,8 +80,6 @@ pub struct World {
     pub offset: u64,
     /// The format of L1's tables.
     pub format: Format,
-    /// The roots.
-    pub tops: Vec<Top>,
     /// The slices.
     pub slices: Vec<Mutex<Slice>>,
     /// What L2 wrote, and what the log says.
@@ -156,7 +154,6 @@ impl World {
             arena,
             offset,
             format,
-            tops,
             slices,
             log: Mutex::default(),
             gate: RwLock::default(),
