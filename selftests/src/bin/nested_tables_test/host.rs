@@ -132,9 +132,18 @@ impl<'a> Host<'a> {
     }
 
     /// Reads the log of written pages, and checks it.
-    pub fn read_log(&mut self) -> Result<()> {
+    fn read_log(&mut self) -> Result<()> {
         self.count("logs");
         self.world.read_log()
+    }
+
+    /// Reads the log, which begins if there is none.
+    pub fn log(&mut self) -> Result<()> {
+        let active = self.world.log.lock().unwrap().active;
+        match active {
+            Some(_) => self.read_log(),
+            None => self.toggle_log(),
+        }
     }
 
     /// Begins or ends logging.

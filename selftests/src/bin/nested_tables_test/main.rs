@@ -98,7 +98,7 @@ fn points() -> Vec<Point<Fixture>> {
         Point::new("what L2 writes is in L0's log", |fixture| {
             on(fixture, 2, edit, |host, random| match random.below(64) {
                 0 => host.toggle_log(),
-                _ => host.read_log(),
+                _ => host.log(),
             })
         }),
     ];
