@@ -93,24 +93,47 @@ impl Mapping {
         Ok(())
     }
 
+    /// Reads a word.
+    pub fn read(&self, offset: u64) -> u64 {
+        // SAFETY: The pointer is into the mapping, and all bit patterns are values.
+        unsafe { self.at::<u64>(offset).read_volatile() }
+    }
+
+    /// Writes a word.
+    pub fn write(&self, offset: u64, value: u64) {
+        // SAFETY: The pointer is into the mapping, to which there are no references.
+        unsafe { self.at::<u64>(offset).write_volatile(value) }
+    }
+
+    /// Makes large pages of a part; returns whether the kernel did it.
+    pub fn collapse(&self, offset: u64, size: u64) -> Result<bool> {
+        let _ = self.at::<u64>(offset + size - 8);
+        let size = usize::try_from(size)?;
+        let part = self.at::<u8>(offset);
+        // SAFETY: The part is in the mapping; its content stays.
+        let result = unsafe { libc::madvise(part.cast(), size, libc::MADV_COLLAPSE) };
+        Ok(result == 0)
+    }
+
     /// Puts a copy of the pages in the place of the pages.
     pub fn replace(&self) -> Result<()> {
-        let copy = std::mem::ManuallyDrop::new(Self::new(self.size as u64)?);
-        for offset in (0..self.size as u64).step_by(8) {
-            // SAFETY: Both are within their mappings, and aligned.
-            unsafe {
-                copy.at::<u64>(offset)
-                    .write_volatile(self.at::<u64>(offset).read_volatile());
-            }
+        self.replace_part(0, self.size as u64)
+    }
+
+    /// Puts a copy of some pages in the place of these pages.
+    pub fn replace_part(&self, start: u64, size: u64) -> Result<()> {
+        let copy = std::mem::ManuallyDrop::new(Self::new(size)?);
+        for offset in (0..size).step_by(8) {
+            copy.write(offset, self.read(start + offset));
         }
-        // SAFETY: The old pages are a mapping of ours, to which there are no references.
+        // SAFETY: The old pages are in a mapping of ours, to which there are no references.
         unsafe {
             mremap_fixed(
                 copy.base.cast(),
-                self.size,
-                self.size,
+                copy.size,
+                copy.size,
                 MremapFlags::MAYMOVE,
-                self.base.cast(),
+                self.at::<u8>(start).cast(),
             )
         }?;
         Ok(())

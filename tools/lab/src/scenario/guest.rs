@@ -31,6 +31,7 @@ fn programs(vendor: Vendor) -> &'static [(&'static str, &'static str)] {
             ("svm_intercept_test", ""),
             ("svm_address_space_test", "4000"),
             ("nested_memory_test", "10 100"),
+            ("nested_tables_test", "30"),
             ("nested_state_test", "1000 2000 1 /lab/mod/nested-svm.ko"),
         ],
         Vendor::Intel => &[
@@ -41,6 +42,7 @@ fn programs(vendor: Vendor) -> &'static [(&'static str, &'static str)] {
             ("vmx_enlightened_test", ""),
             ("vmx_near_valid_test", "2048"),
             ("nested_memory_test", "5 50"),
+            ("nested_tables_test", "30"),
             ("nested_state_test", "1000 1000 1 /lab/mod/nested-vmx.ko"),
         ],
     }
