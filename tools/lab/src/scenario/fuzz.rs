@@ -71,7 +71,7 @@ fn commands(vendor: Vendor, cases: Cases) -> String {
         program: PROGRAM.into(),
         arguments: format!("/lab/mod/{module}.ko {count} {seed} {first}"),
     };
-    test.script(time_limit(count)) + "true\n"
+    test.script(time_limit(count), 1) + "true\n"
 }
 
 /// Runs cases; `programs` has the guest tests.

@@ -87,7 +87,10 @@ fn list(vendor: Vendor) -> Vec<Test> {
 
 /// Returns the script that runs the programs one after the other.
 fn commands(tests: &[Test]) -> String {
-    let mut script: String = tests.iter().map(|test| test.script(TIME_LIMIT)).collect();
+    let mut script: String = tests
+        .iter()
+        .map(|test| test.script(TIME_LIMIT, 1))
+        .collect();
     script.push_str("true\n");
     script
 }

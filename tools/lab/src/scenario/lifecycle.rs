@@ -63,7 +63,7 @@ fn commands(vendor: &str, kernel: &str, parameters: &str) -> String {
         program: PROGRAM.into(),
         arguments: format!("{vendor} {kernel} {DIRECTORY} {parameters}"),
     };
-    test.script(TIME_LIMIT)
+    test.script(TIME_LIMIT, 1)
 }
 
 /// Returns the least number of CPUs for what threads do at the same time: VMs are created on one
