@@ -77,8 +77,6 @@ pub mod register {
     pub const CR0_CD: u64 = 1 << 30;
     /// CR0.PG.
     pub const CR0_PG: u64 = 1 << 31;
-    /// The bits of CR3 that are the address of the page-directory pointers in PAE mode.
-    pub const CR3_PDPT_BASE: u64 = !0x1f;
     /// CR4.PAE.
     pub const CR4_PAE: u64 = 1 << 5;
     /// EFER.LME.

@@ -136,6 +136,24 @@ fn each_bit_of_misc_ctl2_reaches_vmcb02_or_does_not() {
 }
 
 #[test]
+fn each_bit_of_erap_ctl_reaches_vmcb02_or_does_not() {
+    for bit in 0..8 {
+        let control = Control12 {
+            erap_ctl: 1 << bit,
+            ..Control12::default()
+        };
+        let reached = |cpu| from_l1(&control, &cpu).0.control.erap_ctl;
+        let allowed = 1 << bit & erap::ALLOW_LARGER_RAP;
+        assert_eq!(
+            reached(Cpu::with_everything()),
+            erap::CLEAR_RAP | allowed,
+            "bit {bit}"
+        );
+        assert_eq!(reached(Cpu::without(Feature::Eraps)), 0, "bit {bit}");
+    }
+}
+
+#[test]
 fn vmload_and_vmsave_exit_unless_hardware_translates_their_address() {
     let everything = Control12 {
         misc_ctl: misc::NESTED_PAGING,
