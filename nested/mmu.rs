@@ -12,5 +12,6 @@ pub mod npt;
 pub mod shadow;
 pub mod walk;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))]
 mod testing;

@@ -9,7 +9,7 @@
 //! VMX is in [`vmx`], SVM in [`svm`], the page tables of both in [`mmu`]; what they share is beside
 //! them.
 
-#![cfg_attr(not(any(test, MODULE)), no_std)]
+#![cfg_attr(not(any(test, fuzzing, MODULE)), no_std)]
 #![forbid(unsafe_code)]
 #![deny(
     clippy::arithmetic_side_effects,
@@ -22,7 +22,7 @@
     clippy::unwrap_used
 )]
 #![cfg_attr(
-    test,
+    any(test, fuzzing),
     allow(
         clippy::arithmetic_side_effects,
         clippy::cast_possible_truncation,

@@ -2,6 +2,7 @@
 
 //! Counters of what the shadow tables of a VM do.
 
+use core::ffi::CStr;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +16,15 @@ macro_rules! counters {
         }
 
         impl Event {
-            const NAMES: &'static [&'static str] = &[$( $text ),*];
+            const NAMES: &'static [&'static CStr] = &[$( $text ),*];
+
+            /// Returns the name.
+            #[inline]
+            pub const fn name(self) -> &'static CStr {
+                match self {
+                    $( Self::$name => $text, )*
+                }
+            }
         }
 
         /// The counters of a VM.
@@ -26,33 +35,35 @@ macro_rules! counters {
 
 counters! {
     /// A fault mapped a page.
-    Mapped = "mapped";
+    Mapped = c"mapped";
     /// A page was mapped before L2 had accessed it: beside one that a fault has mapped.
-    Neighbour = "neighbours";
+    Neighbour = c"neighbours";
     /// A page was mapped before L2 had accessed it: L1 was asked for it, and has entered L2.
-    Anticipated = "anticipated";
+    Anticipated = c"anticipated";
     /// A fault is one for L1.
-    Refused = "refused";
+    Refused = c"refused";
     /// A fault is an access to a device, as it was known to be.
-    KnownMmio = "mmio";
+    KnownMmio = c"mmio";
     /// A fault has to be emulated otherwise.
-    Emulated = "emulated";
+    Emulated = c"emulated";
     /// A fault is to be repeated.
-    Repeated = "repeated";
+    Repeated = c"repeated";
     /// L1 has flushed.
-    Flush = "flushes";
+    Flush = c"flushes";
     /// A flush has compared a table.
-    ComparedTable = "compared_tables";
+    ComparedTable = c"compared_tables";
     /// A flush has found an entry that had changed.
-    ChangedEntry = "changed_entries";
+    ChangedEntry = c"changed_entries";
     /// A table has become one that flushes need not look at.
-    TrackedTable = "tracked_tables";
+    TrackedTable = c"tracked_tables";
     /// A root was loaded.
-    Root = "roots_loaded";
+    Root = c"roots_loaded";
     /// A page was added to those that tables are made of.
-    Page = "pages_added";
-    /// Tables were dropped because there were too many.
-    Eviction = "evictions";
+    Page = c"pages_added";
+    /// Tables were dropped because there were too many, or the host is short of memory.
+    Eviction = c"evictions";
+    /// A page was given back to the host, which is short of memory.
+    GivenBack = c"pages_given_back";
 }
 
 impl Counters {
@@ -77,6 +88,8 @@ impl Counters {
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, cell) in Event::NAMES.iter().zip(&self.0) {
+            // All are ASCII.
+            let name = name.to_str().unwrap_or_default();
             writeln!(f, "{name} {}", cell.load(Ordering::Relaxed))?;
         }
         Ok(())

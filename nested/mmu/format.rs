@@ -134,6 +134,8 @@ impl Format {
     }
 
     /// Returns what an entry says to the processor, without what is for software.
+    ///
+    /// Entries with the same significant part decode to the same.
     #[inline]
     pub const fn significant(&self, raw: u64) -> u64 {
         raw & match self {
@@ -150,26 +152,34 @@ impl Format {
                 };
                 bits(0, 7) | flags | user | ADDRESS
             }
-            Self::Npt(_) => {
-                npt::bit::PRESENT
+            Self::Npt(npt) => {
+                // At some levels bit 8 is reserved, where it is not that of a global page.
+                let flags = npt::bit::PRESENT
                     | npt::bit::WRITE
                     | npt::bit::USER
                     | npt::bit::ACCESSED
                     | npt::bit::DIRTY
-                    | npt::bit::PAGE
-                    | npt::bit::NO_EXECUTE
-                    | ADDRESS
+                    | bits(7, 8);
+                let upper = match npt.paging {
+                    Paging::Pae => bits(52, 63),
+                    _ => npt::bit::NO_EXECUTE,
+                };
+                flags | ADDRESS | upper
             }
         }
     }
 
-    /// Compares the significant parts of an entry at two times.
+    /// Compares the significant parts of an entry of a level at two times. It was valid before; it is
+    /// now, too, unless the change is [`Change::Other`].
     #[inline]
-    pub const fn compare(&self, before: u64, now: u64) -> Change {
-        let (accessed, dirty, write) = match self {
-            Self::Ept(ept) if !ept.accessed_dirty => (0, 0, ept::bit::WRITE),
-            Self::Ept(_) => (ept::bit::ACCESSED, ept::bit::DIRTY, ept::bit::WRITE),
-            Self::Npt(_) => (npt::bit::ACCESSED, npt::bit::DIRTY, npt::bit::WRITE),
+    pub const fn compare(&self, before: u64, now: u64, level: Level) -> Change {
+        let (accessed, dirty) = match self.accessed_dirty(level) {
+            Some(flags) => (flags.accessed, flags.dirty),
+            None => (0, 0),
+        };
+        let write = match self {
+            Self::Ept(_) => ept::bit::WRITE,
+            Self::Npt(_) => npt::bit::WRITE,
         };
         let lost = before & !now;
         let gained = now & !before;
@@ -183,6 +193,9 @@ impl Format {
         }
     }
 }
+
+#[cfg(test)]
+mod properties;
 
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(nested_mmu_format))]
@@ -249,14 +262,21 @@ mod tests {
     fn flags_that_are_set_change_nothing_and_flags_that_are_cleared_do() {
         use ept::bit::*;
         let entry = 0x1000 | READ | WRITE | ACCESSED;
+        let compare = |before, now| EPT.compare(before, now, Level::Page4K);
 
-        assert_eq!(EPT.compare(entry, entry | DIRTY), Change::None);
-        assert_eq!(EPT.compare(entry | DIRTY, entry), Change::NotWritable);
-        assert_eq!(EPT.compare(entry, entry & !WRITE), Change::NotWritable);
-        assert_eq!(EPT.compare(entry, entry & !ACCESSED), Change::Other);
-        assert_eq!(EPT.compare(entry, entry | EXECUTE), Change::Other);
-        assert_eq!(EPT.compare(entry, entry ^ 0x3000), Change::Other);
-        assert_eq!(EPT.compare(entry, 0), Change::Other);
+        assert_eq!(compare(entry, entry | DIRTY), Change::None);
+        assert_eq!(compare(entry | DIRTY, entry), Change::NotWritable);
+        assert_eq!(compare(entry, entry & !WRITE), Change::NotWritable);
+        assert_eq!(compare(entry, entry & !ACCESSED), Change::Other);
+        assert_eq!(compare(entry, entry | EXECUTE), Change::Other);
+        assert_eq!(compare(entry, entry ^ 0x3000), Change::Other);
+        assert_eq!(compare(entry, 0), Change::Other);
+        // The page-directory pointers of PAE have no flags: these bits are reserved.
+        let pointer = 0x1000 | npt::bit::PRESENT;
+        assert_eq!(
+            PAE.compare(pointer, pointer | npt::bit::ACCESSED, Level::Page1G),
+            Change::Other
+        );
         assert_eq!(
             EPT.significant(entry | 1 << 11 | 1 << 60 | USER_EXECUTE),
             entry

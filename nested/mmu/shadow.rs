@@ -35,10 +35,13 @@ use table::{Handle, Kind, Table, TablePages};
 use word::Word;
 
 use crate::address::Gpa;
+use crate::mmu::level::ENTRIES;
 
 pub use host::{Age, FlushNeeded, Frames};
 pub use map::{Backing, Installation, Mapped, Target, Tracking};
 pub use prefetch::Backings;
+pub use reverse::MAXIMUM_PAGES;
+pub use room::Shrunk;
 pub use root::{RootRefusal, RootUse};
 pub use sequence::{Sequences, Ticket};
 pub use sync::{FlushScope, Synced};
@@ -75,7 +78,7 @@ impl Flushed {
 pub struct Config {
     /// What the processor reads.
     pub hardware: Hardware,
-    /// The most pages that the pool may have.
+    /// The most pages that the pool may have: at most [`MAXIMUM_PAGES`].
     pub page_limit: u32,
     /// The most roots that are kept though no vCPU uses them.
     pub cached_roots: u32,
@@ -114,8 +117,17 @@ pub struct Shadow<P: TablePages> {
     reverse: Reverse<P::Word>,
     /// A bit for each page: it is a table that the next flush has to compare with L1's.
     unsynced: Array,
+    /// Tables of L1 that got a table here since calm ones were tracked.
+    fresh: P::Word,
     /// The first root, plus 1.
     roots: u32,
+    /// Memory whose writes the next [`sync_dirty()`](Self::sync_dirty) reports, all of them: when the
+    /// last one ended, each entry that could be written had a dirty flag, which was clear.
+    logged: Option<Frames>,
+    /// Not 0 if there may be another entry now.
+    unlogged: P::Word,
+    /// Where the next search for tables to drop begins.
+    hand: u32,
 }
 
 impl<P: TablePages> Shadow<P> {
@@ -136,7 +148,11 @@ impl<P: TablePages> Shadow<P> {
             paid: zero(),
             reverse: Reverse::new(config.buckets, config.seed),
             unsynced: Array::default(),
+            fresh: zero(),
             roots: 0,
+            logged: None,
+            unlogged: zero(),
+            hand: 0,
             config,
         }
     }
@@ -182,10 +198,15 @@ impl<P: TablePages> Shadow<P> {
         (table.handle(handle.index) == handle && table.kind() != Kind::None).then_some(table)
     }
 
+    /// Returns the words that say what entries are made of.
+    fn origins(&self, table: &Table<P::Word>) -> Option<&[P::Word; ENTRIES as usize]> {
+        let page = u32::try_from(table.origins.load().checked_sub(1)?).ok()?;
+        self.pages.words(page)
+    }
+
     /// Returns the word that says what an entry is made of.
     fn origin(&self, table: &Table<P::Word>, entry: u16) -> Option<&P::Word> {
-        let page = u32::try_from(table.origins.load().checked_sub(1)?).ok()?;
-        self.pages.word(page, entry)
+        self.origins(table)?.get(usize::from(entry))
     }
 
     /// Returns the table that a link refers to, if the link is what it was when it was read.
@@ -241,5 +262,9 @@ impl<P: TablePages> Shadow<P> {
 #[must_use]
 pub struct FlushMark(u64);
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))]
 mod tests;
+
+#[cfg(fuzzing)]
+pub use tests::fuzz;

@@ -3,7 +3,11 @@
 //! Fakes for the tests of page tables.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 use std::sync::Mutex;
+
+#[cfg(test)]
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 
 use super::ept::Ept;
 use super::format::{Format, RootKey};
@@ -16,10 +20,27 @@ use crate::memory::{EntrySize, Exchange, GuestTables, Inaccessible};
 
 /// By how much more than usual tests shall try at random: `NESTED_TEST_SCALE`, or 1.
 pub(crate) fn scale() -> u32 {
-    std::env::var("NESTED_TEST_SCALE")
-        .ok()
-        .and_then(|scale| scale.parse().ok())
-        .unwrap_or(1)
+    number("NESTED_TEST_SCALE").unwrap_or(1)
+}
+
+/// Where random numbers begin: `NESTED_TEST_SEED`, or 1. What passes once passes again.
+pub(crate) fn seed() -> u64 {
+    number("NESTED_TEST_SEED").unwrap_or(1)
+}
+
+fn number<T: FromStr>(variable: &str) -> Option<T> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// How property tests run: with so many cases, or more where [`scale()`] asks for them.
+#[cfg(test)]
+pub(crate) fn properties(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases: cases * scale(),
+        rng_seed: RngSeed::Fixed(seed()),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 /// What another vCPU does when an address is read.

@@ -153,7 +153,7 @@ impl Walk {
 
     /// Returns the table of the lowest level that the next walk may begin with, for addresses in the
     /// same 2 MiB as this one's, and what the entries above permit.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn cached(&self, key: &RootKey, ticket: Ticket) -> Option<(Gpa, Permissions)> {
         let above = self
             .above
@@ -299,7 +299,7 @@ impl Walk {
 }
 
 /// Translates an address of L2 by a walk from the top.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn walk(
     memory: &impl GuestTables,
     log: &impl DirtyLog,

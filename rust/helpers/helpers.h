@@ -45,7 +45,6 @@ void nested_helper_write_rip(struct kvm_vcpu *vcpu, unsigned long value);
 unsigned long nested_helper_read_cr4(struct kvm_vcpu *vcpu);
 void nested_helper_mark_cr3_dirty(struct kvm_vcpu *vcpu);
 void nested_helper_mark_cr3_available(struct kvm_vcpu *vcpu);
-u64 nested_helper_read_pdptr(struct kvm_vcpu *vcpu, int index);
 bool nested_helper_is_64_bit_mode(struct kvm_vcpu *vcpu);
 void nested_helper_reload_pdptrs(struct kvm_vcpu *vcpu);
 bool nested_helper_is_legal_cr4(struct kvm_vcpu *vcpu, unsigned long cr4);
@@ -215,6 +214,9 @@ void nested_helper_vmx_trace_vmenter(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_vmexit(struct kvm_vcpu *vcpu);
 void nested_helper_vmx_trace_reflected_vmexit(const struct vmcs12 *vmcs12);
 
+/* trace.c */
+void nested_helper_trace_mmu(struct kvm *kvm, const char *event, u64 count, gpa_t l2_gpa);
+
 /* mmu.c */
 void *nested_helper_alloc_table(u64 *physical);
 void nested_helper_free_table(void *table);
@@ -223,6 +225,9 @@ void nested_helper_mmu_read_lock(struct kvm *kvm);
 void nested_helper_mmu_read_unlock(struct kvm *kvm);
 void nested_helper_mmu_write_lock(struct kvm *kvm);
 void nested_helper_mmu_write_unlock(struct kvm *kvm);
+bool nested_helper_mmu_try_write_lock(struct kvm *kvm, int *srcu);
+void nested_helper_mmu_end_try_write_lock(struct kvm *kvm, int srcu);
+bool nested_helper_is_in_use(struct kvm *kvm);
 bool nested_helper_read_entries(struct kvm_vcpu *vcpu, gpa_t first, bool small, bool resident,
 				u64 *entries, u32 count);
 #define NESTED_EXCHANGE_DONE		0

@@ -119,11 +119,6 @@ void nested_helper_mark_cr3_available(struct kvm_vcpu *vcpu)
 	kvm_register_mark_available(vcpu, VCPU_REG_CR3);
 }
 
-u64 nested_helper_read_pdptr(struct kvm_vcpu *vcpu, int index)
-{
-	return kvm_pdptr_read(vcpu, index);
-}
-
 bool nested_helper_is_64_bit_mode(struct kvm_vcpu *vcpu)
 {
 	return is_64_bit_mode(vcpu);

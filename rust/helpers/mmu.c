@@ -56,6 +56,29 @@ void nested_helper_mmu_write_unlock(struct kvm *kvm)
 	write_unlock(&kvm->mmu_lock);
 }
 
+/* For those who may not wait; it protects memory slots, too. */
+bool nested_helper_mmu_try_write_lock(struct kvm *kvm, int *srcu)
+{
+	*srcu = srcu_read_lock(&kvm->srcu);
+	if (write_trylock(&kvm->mmu_lock))
+		return true;
+
+	srcu_read_unlock(&kvm->srcu, *srcu);
+	return false;
+}
+
+void nested_helper_mmu_end_try_write_lock(struct kvm *kvm, int srcu)
+{
+	write_unlock(&kvm->mmu_lock);
+	srcu_read_unlock(&kvm->srcu, srcu);
+}
+
+/* Returns whether the VM has users, i.e. isn't being destroyed. */
+bool nested_helper_is_in_use(struct kvm *kvm)
+{
+	return refcount_read(&kvm->users_count);
+}
+
 /* Returns the slot of an entry of L1's page tables, and where it is in user space, or 0. */
 static unsigned long entry_address(struct kvm_vcpu *vcpu, gpa_t gpa,
 				   struct kvm_memory_slot **slot)
@@ -72,18 +95,25 @@ static bool read_entries(unsigned long address, bool small, u64 *entries, u32 co
 {
 	u32 __user *from_small = (u32 __user *)address;
 	u64 __user *from = (u64 __user *)address;
-	u32 i, value;
+	u32 i = 0, value;
 
 	if (!user_read_access_begin(from, count * (small ? sizeof(u32) : sizeof(u64))))
 		return false;
-	for (i = 0; i < count; i++) {
-		if (small) {
+	if (small) {
+		for (; i < count; i++) {
 			unsafe_get_user(value, &from_small[i], fault);
 			entries[i] = value;
-		} else {
-			unsafe_get_user(entries[i], &from[i], fault);
 		}
 	}
+	/* A flush reads many. */
+	for (; i + 4 <= count; i += 4) {
+		unsafe_get_user(entries[i], &from[i], fault);
+		unsafe_get_user(entries[i + 1], &from[i + 1], fault);
+		unsafe_get_user(entries[i + 2], &from[i + 2], fault);
+		unsafe_get_user(entries[i + 3], &from[i + 3], fault);
+	}
+	for (; i < count; i++)
+		unsafe_get_user(entries[i], &from[i], fault);
 	user_read_access_end();
 	return true;
 

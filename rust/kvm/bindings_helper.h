@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* What bindgen reads: KVM's private headers and our helpers. */
 #include <linux/kvm_host.h>
+#include <linux/shrinker.h>
 #include "x86.h"
 #include "irq.h"
 #include "mmu.h"

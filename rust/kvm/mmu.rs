@@ -10,6 +10,8 @@ mod fault;
 mod notify;
 mod pages;
 mod root;
+mod shrinker;
+mod translate;
 
 use crate::{
     bindings,
@@ -22,10 +24,16 @@ use core::{
 use entries::Entries;
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::Atomic,
+        Arc, //
+    }, //
 };
 use nested::{
-    address::Gpa,
+    address::{
+        Gpa,
+        L2Gpa, //
+    },
     mmu::{
         counters::{
             Counters,
@@ -42,6 +50,7 @@ use nested::{
             FlushScope,
             Sequences,
             Shadow,
+            Shrunk,
             Tlbs,
             Untrackable,
             WriteTracker, //
@@ -69,14 +78,25 @@ pub use root::{
     unload_root,
     LoadedRoot, //
 };
+pub use shrinker::{
+    leave as leave_shrinker,
+    Shrinker, //
+};
+pub use translate::{
+    translate,
+    Fault, //
+};
 
 /// A VM, as the shadow tables know it.
 ///
 /// # Invariants
 ///
 /// The VM can use nested virtualization, and has [`Tables`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Vm(*mut bindings::kvm);
+
+// SAFETY: Whatever is done with a VM here, any thread can do.
+unsafe impl Send for Vm {}
 
 impl Vm {
     /// Returns the VM that a vCPU belongs to.
@@ -124,12 +144,17 @@ impl WriteTracker for Vm {
     }
 }
 
+/// What is about no address of L2 in particular.
+const NO_ADDRESS: L2Gpa = L2Gpa::from_raw(0);
+
 /// The shadow tables of a VM.
 pub struct Tables {
     counters: Arc<Counters>,
     sequences: Sequences<AtomicU64>,
     /// Protected by `mmu_lock` of the VM. There are none before an L2 needs them.
     shadow: UnsafeCell<Option<Shadow<Pages>>>,
+    /// Whether the shrinker knows the VM. It changes with the lock of its list.
+    is_listed: Atomic<bool>,
 }
 
 // SAFETY: The shadow is accessed with `mmu_lock` only.
@@ -141,8 +166,8 @@ unsafe impl Sync for Tables {}
 impl Tables {
     /// Roots that are kept though no vCPU uses them.
     const CACHED_ROOTS: u32 = 16;
-    /// Pages that are added at a time.
-    const STEP: u32 = 64;
+    /// Pages that are added at a time, at least.
+    const STEP: u32 = 32;
     /// Pages that a VM may have in any case.
     const MINIMUM: u32 = 512;
 
@@ -152,6 +177,17 @@ impl Tables {
             counters,
             sequences: Sequences::default(),
             shadow: UnsafeCell::new(None),
+            is_listed: Atomic::new(false),
+        }
+    }
+
+    /// Counts events, and traces them; `address` is that of L2 that they are about, or 0.
+    fn note(&self, vm: Vm, event: Event, count: u64, address: L2Gpa) {
+        if count != 0 {
+            self.counters.add(event, count);
+            let name = event.name().as_char_ptr();
+            // SAFETY: By the invariants of `Vm`; the tracepoint copies the name.
+            unsafe { bindings::nested_helper_trace_mmu(vm.0, name, count, address.into_raw()) };
         }
     }
 
@@ -176,6 +212,26 @@ impl Tables {
         // SAFETY: As above.
         unsafe { bindings::nested_helper_mmu_write_unlock(vm.0) };
         result
+    }
+
+    /// Gives up to `wanted` pages back to the host, and returns how many. It waits for nobody.
+    fn shrink(&self, vm: Vm, wanted: u32) -> u32 {
+        let mut srcu = 0;
+        // SAFETY: By the invariants of `Vm`; it is unlocked below.
+        if !unsafe { bindings::nested_helper_mmu_try_write_lock(vm.0, &raw mut srcu) } {
+            return 0;
+        }
+        // SAFETY: The lock is held for writing.
+        let shadow = unsafe { self.locked_for_write() };
+        let shrunk = shadow.map_or(Shrunk::default(), |shadow| {
+            shadow.shrink(wanted, &vm, &vm, drop)
+        });
+        // SAFETY: As above.
+        unsafe { bindings::nested_helper_mmu_end_try_write_lock(vm.0, srcu) };
+
+        self.note(vm, Event::GivenBack, u64::from(shrunk.pages), NO_ADDRESS);
+        self.note(vm, Event::Eviction, u64::from(shrunk.evicted), NO_ADDRESS);
+        shrunk.pages
     }
 
     /// Returns the shadow, if there is one.
@@ -209,6 +265,7 @@ impl Tables {
     fn refill(&self, vcpu: &Vcpu) -> Result {
         let vm = Vm::of(vcpu);
         let limit = page_limit(vm);
+        shrinker::enter(vm)?;
         let (has_shadow, pages, room) = self
             .read(vm, |shadow| {
                 (true, shadow.pages_in_pool(), shadow.pages().room())
@@ -233,16 +290,18 @@ impl Tables {
                 }
             });
         }
-        let step = Self::STEP.max(pages / 8).min(1024);
+        let step = Self::STEP.max(pages / 64).min(Chunk::SLOTS);
         if pages.saturating_add(step) > limit {
-            self.counters.add(Event::Eviction, 1);
+            // Many at a time: each time takes a flush.
+            let enough = Self::STEP.max(pages / 8).min(1024);
+            self.note(vm, Event::Eviction, 1, NO_ADDRESS);
             let free = self.write(vm, |shadow| {
                 shadow
                     .as_mut()
-                    .map_or(0, |shadow| shadow.evict(step, &vm, &vm))
+                    .map_or(0, |shadow| shadow.evict(enough, &vm, &vm))
             });
             // What there is besides may be needed at once.
-            if free >= step / 2 {
+            if free >= enough / 2 {
                 return Ok(());
             }
         }
@@ -274,7 +333,7 @@ impl Tables {
             fresh
         });
         let used = (step as usize).saturating_sub(fresh.len());
-        self.counters.add(Event::Page, used as u64);
+        self.note(vm, Event::Page, used as u64, NO_ADDRESS);
         // What could not be used is freed without the lock.
         drop(fresh);
         Ok(())
@@ -288,23 +347,29 @@ impl Tables {
         let synced = self.read(vm, |shadow| {
             shadow.sync(&self.sequences, &memory, scope, &vm)
         });
-        self.counters.add(Event::Flush, 1);
+        self.note(vm, Event::Flush, 1, NO_ADDRESS);
         let Some(synced) = synced else {
             return;
         };
         let (tables, entries) = (u64::from(synced.tables), u64::from(synced.entries));
-        self.counters.add(Event::ComparedTable, tables);
-        self.counters.add(Event::ChangedEntry, entries);
-        if synced.calm == 0 {
-            return;
+        self.note(vm, Event::ComparedTable, tables, NO_ADDRESS);
+        self.note(vm, Event::ChangedEntry, entries, NO_ADDRESS);
+        if synced.calm != 0 {
+            self.settle(vcpu);
         }
+    }
+
+    /// Tracks L1's tables that are calm.
+    fn settle(&self, vcpu: &Vcpu) {
+        let vm = Vm::of(vcpu);
+        let memory = Entries::resident(vcpu);
         let tracked = self.write(vm, |shadow| {
             shadow
                 .as_mut()
                 .map(|shadow| shadow.settle(&self.sequences, &memory, &vm, &vm, &vm))
         });
-        self.counters
-            .add(Event::TrackedTable, tracked.map_or(0, u64::from));
+        let tracked = tracked.map_or(0, u64::from);
+        self.note(vm, Event::TrackedTable, tracked, NO_ADDRESS);
     }
 }
 

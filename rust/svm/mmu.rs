@@ -9,40 +9,26 @@ use crate::{
     exit,
     vcpu::SvmVcpu, //
 };
-use kernel::ffi::{
-    c_int,
-    c_ulong, //
-};
+use kernel::ffi::c_ulong;
 use kvm::{
     bindings,
     mmu::{
+        Fault,
         LoadedRoot,
         L2, //
     },
     Vcpu, //
 };
 use nested::{
-    address::{
-        Gpa,
-        L2Gpa, //
-    },
-    memory::{
-        GuestMemory,
-        GuestTables, //
-    },
+    address::L2Gpa,
+    memory::GuestTables,
     mmu::{
-        access::{
-            Access,
-            Kind,
-            Mode,
-            Stage, //
-        },
+        access::Access,
         format::{
             Format,
             RootKey, //
         },
         npt::{
-            error,
             Host,
             Npt, //
         },
@@ -57,10 +43,7 @@ use nested::{
             Walk, //
         }, //
     },
-    svm::{
-        bits::register::CR3_PDPT_BASE,
-        ExitCode, //
-    }, //
+    svm::ExitCode, //
 };
 
 /// CR3 has a value that must not be loaded.
@@ -89,8 +72,8 @@ pub(crate) fn enter_nested_paging(svm: &mut SvmVcpu) {
         bindings::kvm_init_shadow_npt_mmu(svm.as_ptr(), cr4 as usize, efer, nested_cr3, misc_ctl);
     }
     svm.with_arch(|arch| {
+        // What KVM remembers an asynchronous page fault by.
         arch.ngpa_walk.get_guest_pgd = Some(nested_cr3_of);
-        arch.ngpa_walk.get_pdptr = Some(nested_pdptr);
         arch.ngpa_walk.inject_page_fault = Some(inject_nested_page_fault);
     });
     kvm::mmu::check_root(svm);
@@ -141,7 +124,7 @@ pub(crate) fn load_pdptrs(svm: &mut SvmVcpu, cr3: u64) -> Result<(), IllegalCr3>
     Ok(())
 }
 
-/// Called by KVM's walker of nested page tables: returns CR3 of the tables.
+/// Called by KVM: returns nCR3.
 ///
 /// # Safety
 ///
@@ -153,28 +136,7 @@ unsafe extern "C" fn nested_cr3_of(vcpu: *mut bindings::kvm_vcpu) -> c_ulong {
     svm.control12().nested_cr3.into_raw() as c_ulong
 }
 
-/// Called by KVM's walker of nested page tables: returns a page-directory pointer, which is not
-/// present if it cannot be read.
-///
-/// # Safety
-///
-/// As [`nested_cr3_of()`].
-unsafe extern "C" fn nested_pdptr(vcpu: *mut bindings::kvm_vcpu, index: c_int) -> u64 {
-    // SAFETY: By the requirements of this function.
-    let svm = unsafe { SvmVcpu::from_vcpu(vcpu) };
-    // The processor ignores the lower bits.
-    let table = svm.control12().nested_cr3.into_raw() & CR3_PDPT_BASE;
-    let entry = u64::try_from(index & 3).unwrap_or(0) * 8;
-    let mut bytes = [0; 8];
-
-    match svm.read(Gpa::from_raw(table | entry), &mut bytes) {
-        Ok(()) => u64::from_le_bytes(bytes),
-        Err(_) => 0,
-    }
-}
-
-/// Called by KVM's walker of nested page tables: L1's tables do not allow an access of L2 that KVM
-/// makes for it.
+/// Called by KVM: L1's tables do not allow an access that KVM was to make in L2's place.
 ///
 /// # Safety
 ///
@@ -182,7 +144,7 @@ unsafe extern "C" fn nested_pdptr(vcpu: *mut bindings::kvm_vcpu, index: c_int) -
 unsafe extern "C" fn inject_nested_page_fault(
     vcpu: *mut bindings::kvm_vcpu,
     fault: *mut bindings::x86_exception,
-    from_hardware: bool,
+    _from_hardware: bool,
 ) {
     // SAFETY: By the requirements of this function.
     let (svm, fault) = unsafe { (SvmVcpu::from_vcpu(vcpu), &*fault) };
@@ -190,17 +152,14 @@ unsafe extern "C" fn inject_nested_page_fault(
     let address = unsafe { fault.__bindgen_anon_1.address };
 
     kvm::mmu::forget(svm, L2Gpa::from_raw(address));
-    reflect_fault(svm, fault.error_code, address, from_hardware);
+    reflect_fault(svm, fault.error_code, address, None);
 }
 
-/// Exits to L1 with a nested page fault.
-fn reflect_fault(svm: &mut SvmVcpu, error_code: u64, address: u64, from_hardware: bool) {
+/// Exits to L1 with a nested page fault, of which the processor may have `reported` something.
+fn reflect_fault(svm: &mut SvmVcpu, error_code: u64, address: u64, reported: Option<u64>) {
     let control = &mut svm.current_vmcb().control;
 
-    control.exit_info_1 = nested::svm::exit::nested_page_fault_error(
-        error_code,
-        from_hardware.then_some(control.exit_info_1),
-    );
+    control.exit_info_1 = nested::svm::exit::nested_page_fault_error(error_code, reported);
     control.exit_info_2 = address;
     control.exit_code = ExitCode::NPF.into_raw();
     exit::reflect(svm);
@@ -246,28 +205,6 @@ impl L2 for SvmVcpu {
         SvmVcpu::loaded_root(self)
     }
 
-    fn access(&self, error_code: u64) -> Access {
-        Access {
-            kind: if error_code & error::FETCH != 0 {
-                Kind::Fetch
-            } else if error_code & error::WRITE != 0 {
-                Kind::Write
-            } else {
-                Kind::Read
-            },
-            mode: if error_code & error::USER != 0 {
-                Mode::User
-            } else {
-                Mode::Supervisor
-            },
-            stage: if error_code & error::PAGE_TABLE != 0 {
-                Stage::PageTable
-            } else {
-                Stage::Final
-            },
-        }
-    }
-
     fn walk(
         &mut self,
         memory: &impl GuestTables,
@@ -279,10 +216,18 @@ impl L2 for SvmVcpu {
         found.translate(memory, &(), key, ticket, request)
     }
 
+    fn fault(&mut self, refusal: &Refusal, access: Access) -> Fault {
+        Fault {
+            error_code: format(self).error_code(refusal, access),
+            qualification: 0,
+        }
+    }
+
     fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access) {
         let error_code = format(self).error_code(refusal, access);
+        let reported = self.current_vmcb().control.exit_info_1;
 
-        reflect_fault(self, error_code, address.into_raw(), true);
+        reflect_fault(self, error_code, address.into_raw(), Some(reported));
     }
 
     fn without_memory_type(_attributes: u64) -> Option<u64> {
@@ -294,28 +239,14 @@ impl L2 for SvmVcpu {
 ///
 /// # Safety
 ///
-/// `vcpu` is one of an SVM that L2 is active on; `exception` is valid.
+/// `vcpu` is one of an SVM that L2 is active on; `exception` is valid or null.
 pub(crate) unsafe extern "C" fn translate_nested_gpa(
     vcpu: *mut bindings::kvm_vcpu,
     gpa: bindings::gpa_t,
-    mut access: u64,
+    access: u64,
     exception: *mut bindings::x86_exception,
     _pte_access: u64,
 ) -> bindings::gpa_t {
-    const USER: u64 = 1 << 2;
-
     // SAFETY: By the requirements of this function.
-    let svm = unsafe { SvmVcpu::from_vcpu(vcpu) };
-    // Without the guest-mode execution trap, all accesses by L2 are those of a user.
-    if !svm.control12().gmet() {
-        access |= USER;
-    }
-    let walk = svm.with_arch(|arch| &raw mut arch.ngpa_walk);
-
-    // SAFETY: The walk is part of the vCPU, and was set up for nested paging.
-    match unsafe { (*walk).gva_to_gpa } {
-        // SAFETY: The arguments are those of KVM.
-        Some(gva_to_gpa) => unsafe { gva_to_gpa(vcpu, walk, gpa, access, exception) },
-        None => gpa,
-    }
+    unsafe { kvm::mmu::translate(SvmVcpu::from_vcpu(vcpu), gpa, access, exception) }
 }

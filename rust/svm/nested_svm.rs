@@ -8,6 +8,7 @@ use kernel::{
 };
 use kvm::{
     bindings,
+    mmu::Shrinker,
     StatsRoot, //
 };
 use nested::svm::capability::{
@@ -45,6 +46,7 @@ struct NestedSvm {
     _ops: KBox<bindings::svm_nested_ops>,
     // Dropped after the module is detached: no VM has statistics then.
     _stats: StatsRoot,
+    _shrinker: Shrinker,
 }
 
 // SAFETY: The ops are not changed once they are built, and consist of addresses of functions and of
@@ -61,6 +63,8 @@ impl kernel::Module for NestedSvm {
         let ops = KBox::new(ops::build(module), GFP_KERNEL)?;
         // SAFETY: This is the only call, and no op is registered yet.
         let stats = unsafe { StatsRoot::new() };
+        // SAFETY: As above.
+        let shrinker = unsafe { Shrinker::new() }?;
 
         // SAFETY: `check_host()` has found the function. `ops` is complete, and on success it is kept
         // until `drop()` has detached it.
@@ -73,6 +77,7 @@ impl kernel::Module for NestedSvm {
         Ok(Self {
             _ops: ops,
             _stats: stats,
+            _shrinker: shrinker,
         })
     }
 }

@@ -154,6 +154,7 @@ ops! {
 
     /// L1 has cleared EFER.SVME, or the vCPU is destroyed.
     fn free(svm: from_raw(bindings::vcpu_svm)) {
+        kvm::mmu::leave_shrinker(svm);
         state::free(svm);
     }
 

@@ -19,25 +19,18 @@ use kernel::ffi::{
 use kvm::{
     bindings,
     mmu::{
+        Fault,
         LoadedRoot,
         L2, //
     },
     Vcpu, //
 };
 use nested::{
-    address::{
-        Gpa,
-        L2Gpa, //
-    },
+    address::L2Gpa,
     checked::Checked,
     memory::GuestTables,
     mmu::{
-        access::{
-            Access,
-            Kind,
-            Mode,
-            Stage, //
-        },
+        access::Access,
         ept::{
             Ept,
             EptExit,
@@ -47,6 +40,7 @@ use nested::{
             Format,
             RootKey, //
         },
+        npt::error,
         shadow::{
             FlushScope,
             Ticket, //
@@ -57,7 +51,8 @@ use nested::{
             Refusal,
             Request,
             Stop,
-            Walk, //
+            Walk,
+            Why, //
         }, //
     },
     vmx::{
@@ -72,9 +67,7 @@ use nested::{
             Invvpid,
             Vpid, //
         },
-        vpid::{
-            Host, //
-        },
+        vpid::Host,
         Vmcs12, //
     }, //
 };
@@ -155,8 +148,8 @@ pub(crate) fn enter_ept(vmx: &mut VmxVcpu) {
     vmx.with_arch(|arch| arch.mmu = &raw mut arch.guest_mmu);
     use_eptp(vmx);
     vmx.with_arch(|arch| {
+        // What KVM remembers an asynchronous page fault by.
         arch.ngpa_walk.get_guest_pgd = Some(eptp_of);
-        arch.ngpa_walk.get_pdptr = Some(bindings::nested_helper_read_pdptr);
         arch.ngpa_walk.inject_page_fault = Some(inject_ept_fault);
     });
 }
@@ -278,7 +271,7 @@ pub(crate) fn invalidate_ept(vmx: &mut VmxVcpu, eptp: Option<Eptp>) {
     kvm::mmu::flush_roots(vmx);
 }
 
-/// Called by KVM's walker of nested page tables: returns the EPT pointer.
+/// Called by KVM: returns the EPT pointer.
 ///
 /// # Safety
 ///
@@ -290,8 +283,7 @@ unsafe extern "C" fn eptp_of(vcpu: *mut bindings::kvm_vcpu) -> c_ulong {
     vmx.vmcs12().ept_pointer as c_ulong
 }
 
-/// Called by KVM's walker of nested page tables: EPT12 does not allow an access of L2 that KVM makes
-/// for it.
+/// Called by KVM: EPT12 does not allow an access that KVM was to make in L2's place.
 ///
 /// # Safety
 ///
@@ -299,41 +291,36 @@ unsafe extern "C" fn eptp_of(vcpu: *mut bindings::kvm_vcpu) -> c_ulong {
 unsafe extern "C" fn inject_ept_fault(
     vcpu: *mut bindings::kvm_vcpu,
     fault: *mut bindings::x86_exception,
-    from_hardware: bool,
+    _from_hardware: bool,
 ) {
     // SAFETY: By the requirements of this function.
     let (vmx, fault) = unsafe { (VmxVcpu::from_raw(vcpu), &*fault) };
     // SAFETY: All members of the union are integers; for a page fault it is the address.
     let address = unsafe { fault.__bindgen_anon_1.address };
-    let walked = fault.exit_qualification as u64;
-
-    let exit = if core::mem::take(&mut vmx.nested().pml_full) {
-        EptExit::LogFull
-    } else {
-        kvm::mmu::forget(vmx, L2Gpa::from_raw(address));
-        if fault.error_code & PFERR_RESERVED != 0 {
-            EptExit::Misconfiguration
-        } else {
-            EptExit::Violation {
-                qualification: if from_hardware {
-                    violation_qualification(vmx, walked)
-                } else {
-                    walked
-                },
-            }
-        }
+    let exit = match fault.error_code {
+        error_code if error_code & LOG_FULL != 0 => EptExit::LogFull,
+        error_code if error_code & error::RESERVED != 0 => EptExit::Misconfiguration,
+        _ => EptExit::Violation {
+            qualification: fault.exit_qualification as u64,
+        },
     };
-    reflect_ept_exit(vmx, exit, address);
+
+    if exit != EptExit::LogFull {
+        kvm::mmu::forget(vmx, L2Gpa::from_raw(address));
+    }
+    reflect_ept_exit(vmx, exit, address, 0);
 }
 
-/// Exits to L1 because of EPT12.
-fn reflect_ept_exit(vmx: &mut VmxVcpu, exit: EptExit, address: u64) {
+/// In the error code of an access that KVM was to make: L1's log of dirty pages is full. KVM knows no
+/// such bit, and takes no notice.
+const LOG_FULL: u64 = 1 << 63;
+
+/// Exits to L1 because of EPT12. `reported` is the qualification of the processor's exit, if that was
+/// because of EPT, too.
+fn reflect_ept_exit(vmx: &mut VmxVcpu, exit: EptExit, address: u64, reported: u64) {
     let (reason, qualification) = match exit {
         // The unblocking of NMIs by IRET is reported in the same bit by both exits.
-        EptExit::LogFull => (
-            ExitReason::PML_FULL,
-            vmx.exit_qualification() & NMI_UNBLOCKED,
-        ),
+        EptExit::LogFull => (ExitReason::PML_FULL, reported & NMI_UNBLOCKED),
         EptExit::Misconfiguration => (ExitReason::EPT_MISCONFIG, 0),
         EptExit::Violation { qualification } => (ExitReason::EPT_VIOLATION, qualification),
     };
@@ -350,7 +337,6 @@ fn reflect_ept_exit(vmx: &mut VmxVcpu, exit: EptExit, address: u64) {
 }
 
 const NMI_UNBLOCKED: u64 = 1 << 12;
-const PFERR_RESERVED: u64 = 1 << 3;
 
 /// Returns the exit qualification of an EPT violation that the processor has reported.
 ///
@@ -392,7 +378,7 @@ impl L2 for VmxVcpu {
     fn key(&mut self) -> RootKey {
         RootKey {
             format: Format::Ept(format(self)),
-            table: Gpa::from_raw(self.page_table() & EPTP_ADDRESS),
+            table: Eptp::of_checked(self.page_table()).table(),
         }
     }
 
@@ -402,33 +388,6 @@ impl L2 for VmxVcpu {
 
     fn loaded_root(&mut self) -> &mut LoadedRoot {
         &mut self.private().root
-    }
-
-    fn access(&self, error_code: u64) -> Access {
-        const WRITE: u64 = 1 << 1;
-        const USER: u64 = 1 << 2;
-        const FETCH: u64 = 1 << 4;
-        const PAGE_TABLE: u64 = 1 << 33;
-
-        Access {
-            kind: if error_code & FETCH != 0 {
-                Kind::Fetch
-            } else if error_code & WRITE != 0 {
-                Kind::Write
-            } else {
-                Kind::Read
-            },
-            mode: if error_code & USER != 0 {
-                Mode::User
-            } else {
-                Mode::Supervisor
-            },
-            stage: if error_code & PAGE_TABLE != 0 {
-                Stage::PageTable
-            } else {
-                Stage::Final
-            },
-        }
     }
 
     fn walk(
@@ -444,6 +403,23 @@ impl L2 for VmxVcpu {
         found.translate(memory, &log, key, ticket, request)
     }
 
+    fn fault(&mut self, refusal: &Refusal, access: Access) -> Fault {
+        // KVM accesses no guest-physical address that is not one for a linear address.
+        let (error_code, qualification) = match format(self).exit(refusal, access, Linear::Valid) {
+            EptExit::LogFull => (LOG_FULL, 0),
+            EptExit::Misconfiguration => (error::PRESENT | error::RESERVED, 0),
+            EptExit::Violation { qualification } => match refusal.why {
+                Why::Forbidden => (error::PRESENT, qualification),
+                _ => (0, qualification),
+            },
+        };
+
+        Fault {
+            error_code,
+            qualification,
+        }
+    }
+
     fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access) {
         let exit = match format(self).exit(refusal, access, Linear::None) {
             EptExit::Violation { qualification } => EptExit::Violation {
@@ -451,9 +427,9 @@ impl L2 for VmxVcpu {
             },
             exit => exit,
         };
-        // The exit says so.
-        self.nested().pml_full = false;
-        reflect_ept_exit(self, exit, address.into_raw());
+        let reported = self.exit_qualification();
+
+        reflect_ept_exit(self, exit, address.into_raw(), reported);
     }
 
     fn without_memory_type(attributes: u64) -> Option<u64> {
@@ -465,9 +441,6 @@ impl L2 for VmxVcpu {
         (attributes & TYPE == WRITE_BACK).then_some(attributes & !TYPE)
     }
 }
-
-/// The address in an EPT pointer.
-const EPTP_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// L1's log of the pages that L2 makes dirty.
 struct Log<'a>(Cell<Option<&'a mut VmxVcpu>>);
@@ -488,7 +461,7 @@ impl DirtyLog for Log<'_> {
 ///
 /// # Safety
 ///
-/// `vcpu` is one of a VMX that L2 is active on; `exception` is valid.
+/// `vcpu` is one of a VMX that L2 is active on; `exception` is valid or null.
 pub(crate) unsafe extern "C" fn translate_nested_gpa(
     vcpu: *mut bindings::kvm_vcpu,
     gpa: bindings::gpa_t,
@@ -496,21 +469,12 @@ pub(crate) unsafe extern "C" fn translate_nested_gpa(
     exception: *mut bindings::x86_exception,
     pte_access: u64,
 ) -> bindings::gpa_t {
-    const USER: u64 = 1 << 2;
-    const FINAL: u64 = 1 << 32;
     const ACC_USER: u64 = 1 << 2;
 
-    // SAFETY: By the requirements of this function.
-    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
     // Mode-based execute control goes by what L2's tables say of a page, not by the privilege level.
-    let user = pte_access & ACC_USER != 0 && access & FINAL != 0;
-    let access = access & !USER | if user { USER } else { 0 };
-    let walk = vmx.with_arch(|arch| &raw mut arch.ngpa_walk);
+    let is_user = pte_access & ACC_USER != 0 && access & error::FINAL != 0;
+    let access = access & !error::USER | if is_user { error::USER } else { 0 };
 
-    // SAFETY: The walk is part of the vCPU, and was set up for EPT.
-    match unsafe { (*walk).gva_to_gpa } {
-        // SAFETY: The arguments are those of KVM.
-        Some(gva_to_gpa) => unsafe { gva_to_gpa(vcpu, walk, gpa, access, exception) },
-        None => gpa,
-    }
+    // SAFETY: By the requirements of this function.
+    unsafe { kvm::mmu::translate(VmxVcpu::from_raw(vcpu), gpa, access, exception) }
 }

@@ -8,6 +8,7 @@ use kernel::{
 };
 use kvm::{
     bindings,
+    mmu::Shrinker,
     StatsRoot, //
 };
 
@@ -65,6 +66,7 @@ struct NestedVmx {
     _ops: KBox<bindings::vmx_nested_ops>,
     // Dropped after the module is detached: no VM has statistics or uses the bitmaps then.
     _stats: StatsRoot,
+    _shrinker: Shrinker,
     _bitmaps: Option<shadow::Bitmaps>,
 }
 
@@ -83,6 +85,8 @@ impl kernel::Module for NestedVmx {
         let bitmaps = shadow::Bitmaps::new()?;
         // SAFETY: This is the only call, and no op is registered yet.
         let stats = unsafe { StatsRoot::new() };
+        // SAFETY: As above.
+        let shrinker = unsafe { Shrinker::new() }?;
 
         // SAFETY: `check_host()` has found the function. `ops` is complete, and on success it is kept
         // until `drop()` has detached it.
@@ -94,6 +98,7 @@ impl kernel::Module for NestedVmx {
         Ok(Self {
             _ops: ops,
             _stats: stats,
+            _shrinker: shrinker,
             _bitmaps: bitmaps,
         })
     }

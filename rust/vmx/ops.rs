@@ -22,7 +22,6 @@ use crate::{
     invalidate,
     mmu,
     nested_state,
-    pml,
     route,
     shadow,
     state,
@@ -82,7 +81,6 @@ pub(crate) fn build(module: &ThisModule) -> bindings::vmx_nested_ops {
             get_state: Some(get_state),
             set_state: Some(set_state),
             get_nested_state_pages: Some(get_nested_state_pages),
-            write_log_dirty: Some(write_log_dirty),
             mmu_load: Some(mmu_load),
             mmu_unload: Some(mmu_unload),
             mmu_fault: Some(mmu_fault),
@@ -274,6 +272,7 @@ unsafe extern "C" fn free_vcpu(vcpu: *mut bindings::kvm_vcpu) {
     {
         // SAFETY: By the requirements of this function; the vCPU is loaded now.
         let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
+        kvm::mmu::leave_shrinker(vmx);
         state::leave(vmx);
     }
     // SAFETY: It was loaded above.
@@ -323,18 +322,6 @@ unsafe extern "C" fn has_events(vcpu: *mut bindings::kvm_vcpu, for_injection: bo
 
     // SAFETY: By the requirements of this function.
     events::has_events(unsafe { VmxVcpu::from_raw(vcpu) }, purpose)
-}
-
-/// Writes an address of L2 to L1's log of dirty pages; returns whether the log is full.
-///
-/// # Safety
-///
-/// As all ops.
-unsafe extern "C" fn write_log_dirty(vcpu: *mut bindings::kvm_vcpu, l2_gpa: u64) -> c_int {
-    // SAFETY: By the requirements of this function.
-    let vmx = unsafe { VmxVcpu::from_raw(vcpu) };
-
-    c_int::from(pml::log(vmx, l2_gpa).is_err())
 }
 
 /// Copies the nested state to user space; returns its size, or the largest one without a vCPU.

@@ -25,7 +25,6 @@ pub(crate) fn log(vmx: &mut VmxVcpu, l2_gpa: u64) -> Result<(), Full> {
     }
     let index = vmcs12.guest_pml_index;
     if index >= ENTRIES {
-        vmx.nested().pml_full = true;
         return Err(Full);
     }
 

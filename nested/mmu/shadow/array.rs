@@ -37,24 +37,6 @@ impl Array {
         pages.word(self.page_of(pages, index)?, digit(index, 0))
     }
 
-    /// Returns two words, the first of which has an even index: they are in the same page.
-    pub(super) fn get_pair<'a, P: TablePages>(
-        &self,
-        pages: &'a P,
-        index: u32,
-    ) -> Option<(&'a P::Word, &'a P::Word)> {
-        if index >= self.len {
-            return None;
-        }
-        let page = self.page_of(pages, index)?;
-        let digit = digit(index, 0);
-        let words = pages.words(page)?;
-        Some((
-            words.get(usize::from(digit))?,
-            words.get(usize::from(digit | 1))?,
-        ))
-    }
-
     /// Returns the page that a word is in.
     #[inline]
     fn page_of<P: TablePages>(&self, pages: &P, index: u32) -> Option<u32> {

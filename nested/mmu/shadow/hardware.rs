@@ -283,7 +283,19 @@ impl Hardware {
     /// Returns whether the page was written, and has to be reported.
     #[inline]
     pub(super) const fn is_dirty_and_logged(&self, raw: u64) -> bool {
-        raw & LOGGED != 0 && raw & self.dirty_bit() != 0
+        self.is_logged(raw) && self.is_dirty(raw)
+    }
+
+    /// Returns whether the dirty flag says if the page has to be reported.
+    #[inline]
+    pub(super) const fn is_logged(&self, raw: u64) -> bool {
+        raw & LOGGED != 0
+    }
+
+    /// Returns whether the page was written.
+    #[inline]
+    pub(super) const fn is_dirty(&self, raw: u64) -> bool {
+        raw & self.dirty_bit() != 0
     }
 
     /// Returns an entry whose page is reported when it becomes dirty, which it is not.

@@ -32,6 +32,11 @@ impl Frames {
         self.end.saturating_sub(self.start) >> 12
     }
 
+    /// Returns whether all pages of another range are in this one.
+    const fn contains(&self, other: &Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
     /// Returns whether any byte of a page of a level is in the range.
     pub(super) const fn touches(&self, page: u64, level: Level) -> bool {
         page < self.end && page.saturating_add(level.size()) > self.start
@@ -75,7 +80,8 @@ impl<P: TablePages> Shadow<P> {
     pub fn age(&self, frames: &Frames, age: Age, dirty: &impl DirtyPages) -> bool {
         let mut is_young = false;
 
-        self.for_each_leaf(frames, |place, level| {
+        self.for_each_leaf(frames, |place, _| {
+            let level = place.level;
             let has_flags = self
                 .key_of(place.table)
                 .is_some_and(|key| key.format.accessed_dirty(level).is_some());
@@ -118,20 +124,27 @@ impl<P: TablePages> Shadow<P> {
 
     /// Begins a new pass of logging writes to memory of L1, by dirty flags where there are any and
     /// by faults elsewhere. Pages that became dirty since the last pass are reported.
+    ///
+    /// A part of the memory whose flags [`sync_dirty()`](Self::sync_dirty) has just cleared costs
+    /// nothing. For all of it, L0 may have begun to log writes anew: it is looked at.
     pub fn clear_dirty(&mut self, frames: &Frames, dirty: &impl DirtyPages) -> FlushNeeded {
-        self.for_each_leaf(frames, |place, level| {
-            if level != Level::Page4K {
+        let is_logged = |logged: Frames| logged != *frames && logged.contains(frames);
+        if self.logged.is_some_and(is_logged) && self.unlogged.load() == 0 {
+            return self.flush_needed();
+        }
+        self.for_each_leaf(frames, |place, page| {
+            if place.level != Level::Page4K {
                 // What is written is known by the smallest pages only.
                 return self.clear_entry(place.handle, place.entry, dirty);
             }
             let has_flags = self
                 .key_of(place.table)
-                .is_some_and(|key| key.format.accessed_dirty(level).is_some());
+                .is_some_and(|key| key.format.accessed_dirty(place.level).is_some());
             if !has_flags {
                 self.protect_entry(place.handle, place.entry);
                 return;
             }
-            self.restart_log(&place, dirty);
+            self.restart_log(place.word, page, dirty);
         });
         self.flush_needed()
     }
@@ -140,18 +153,34 @@ impl<P: TablePages> Shadow<P> {
     ///
     /// After the flush, each further write sets the flag again.
     pub fn sync_dirty(&mut self, frames: &Frames, dirty: &impl DirtyPages) -> FlushNeeded {
-        self.for_each_leaf(frames, |place, level| {
-            let is_dirty = self.hardware().is_dirty_and_logged(place.word.load());
-            if level == Level::Page4K && is_dirty {
-                self.restart_log(&place, dirty);
+        let mut is_complete = true;
+        self.for_each_leaf(frames, |place, page| {
+            let raw = place.word.load();
+            if place.level == Level::Page4K && self.hardware().is_logged(raw) {
+                if self.hardware().is_dirty(raw) {
+                    self.restart_log(place.word, page, dirty);
+                }
+            } else if Hardware::is_writable(raw) {
+                is_complete = false;
             }
         });
+        self.logged = is_complete.then_some(*frames);
+        self.unlogged.store(0);
         self.flush_needed()
     }
 
-    /// Clears the dirty flag of an entry, and reports the page if it was set.
-    fn restart_log(&self, place: &Place<'_, P::Word>, dirty: &impl DirtyPages) {
-        let mut old = place.word.load();
+    /// To be called before there is an entry that can be written and of which no dirty flag will say
+    /// that it was.
+    pub(super) fn note_unlogged(&self, page: Gpa, level: Level) {
+        let touches = |logged: Frames| logged.touches(page.into_raw(), level);
+        if self.logged.is_some_and(touches) {
+            self.unlogged.store(1);
+        }
+    }
+
+    /// Clears the dirty flag of the entry of a page, and reports the page if it was set.
+    fn restart_log(&self, word: &P::Word, page: u64, dirty: &impl DirtyPages) {
+        let mut old = word.load();
         loop {
             if self.hardware().content(old, Level::Page4K) != Content::Leaf {
                 return;
@@ -160,7 +189,7 @@ impl<P: TablePages> Shadow<P> {
             if new == old {
                 return;
             }
-            match place.word.compare_exchange(old, new) {
+            match word.compare_exchange(old, new) {
                 Ok(()) => break,
                 Err(now) => old = now,
             }
@@ -169,9 +198,7 @@ impl<P: TablePages> Shadow<P> {
             self.owe_flush();
         }
         if self.hardware().is_dirty_and_logged(old) {
-            if let Some(page) = self.page_of(place.table, place.entry) {
-                dirty.report(Gpa::from_raw(page));
-            }
+            dirty.report(Gpa::from_raw(page));
         }
     }
 
@@ -184,15 +211,8 @@ impl<P: TablePages> Shadow<P> {
             let size = table.level().span();
             let is_inside =
                 table.source() < frames.end && table.source().saturating_add(size) > frames.start;
-            let parent = Handle::unpack(table.parent.load());
-            let place = u16::try_from(table.place.load());
-            if let (true, Some(parent), Ok(place)) = (is_inside, parent, place) {
-                let is_linked = self
-                    .child(parent, place)
-                    .is_some_and(|(_, child)| core::ptr::eq(child, table));
-                if is_linked {
-                    self.clear_entry(parent, place, dirty);
-                }
+            if is_inside {
+                self.unlink(table, dirty);
             }
         });
         self.flush_needed()
@@ -236,11 +256,11 @@ impl<P: TablePages> Shadow<P> {
         }
     }
 
-    /// Calls `visit` for each entry that maps memory of a range.
+    /// Calls `visit` for each entry that maps memory of a range, with its page.
     pub(super) fn for_each_leaf(
         &self,
         frames: &Frames,
-        mut visit: impl FnMut(Place<'_, P::Word>, Level),
+        mut visit: impl FnMut(Place<'_, P::Word>, u64),
     ) {
         // A look-up costs about as much as a table's cache line of entries.
         if frames.count() > self.pages_in_use().saturating_mul(64) {
@@ -254,8 +274,8 @@ impl<P: TablePages> Shadow<P> {
                     .candidates(&self.pages, Subject::Mapped(level, page))
                 {
                     if let Some(place) = self.mapping(handle, entry, level) {
-                        if self.page_of(place.table, entry) == Some(page) {
-                            visit(place, level);
+                        if place.page() == Some(page) {
+                            visit(place, page);
                         }
                     }
                 }
@@ -268,21 +288,33 @@ impl<P: TablePages> Shadow<P> {
     }
 
     /// Does the same by looking at all entries.
-    fn scan(&self, frames: &Frames, mut visit: impl FnMut(Place<'_, P::Word>, Level)) {
+    fn scan(&self, frames: &Frames, mut visit: impl FnMut(Place<'_, P::Word>, u64)) {
         self.for_each_table(|handle, table| {
-            let level = table.level();
+            let (kind, level) = table.role();
+            let Some(words) = self.pages.words(handle.index) else {
+                return;
+            };
             if level > Level::Page1G {
                 return;
             }
-            for entry in 0..ENTRIES {
-                let Some(place) = self.mapping(handle, entry, level) else {
+            let origins = self.origins(table);
+            for (entry, word) in (0..ENTRIES).zip(words) {
+                if self.hardware().content(word.load(), level) != Content::Leaf {
                     continue;
+                }
+                let origin = origins.and_then(|origins| origins.get(usize::from(entry)));
+                let place = Place {
+                    handle,
+                    table,
+                    kind,
+                    level,
+                    entry,
+                    word,
+                    origin,
                 };
-                if self
-                    .page_of(table, entry)
-                    .is_some_and(|page| frames.touches(page, level))
-                {
-                    visit(place, level);
+                match place.page() {
+                    Some(page) if frames.touches(page, level) => visit(place, page),
+                    _ => (),
                 }
             }
         });

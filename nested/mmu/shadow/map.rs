@@ -150,7 +150,7 @@ impl<P: TablePages> Shadow<P> {
     }
 
     /// Maps what a fault has found out, and nothing else.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn map_one(
         &self,
         install: &Installation<'_, P::Word, impl DirtyPages>,
@@ -329,13 +329,18 @@ impl<P: TablePages> Shadow<P> {
         })
     }
 
-    /// Returns whether a table is what it has to be, and takes over flags of L1's entry.
-    fn is_wanted(table: &Table<P::Word>, wanted: &Identity, key: &RootKey) -> bool {
+    /// Returns whether the table below an entry is what it has to be, and takes over flags of L1's entry.
+    fn is_wanted(
+        place: &Place<'_, P::Word>,
+        table: &Table<P::Word>,
+        wanted: &Identity,
+        key: &RootKey,
+    ) -> bool {
         let is_same = table.kind() == wanted.kind
             && table.level() == wanted.level
             && table.base() == wanted.base
             && table.source() == wanted.source
-            && key.format.compare(table.from(), wanted.from) == Change::None;
+            && key.format.compare(table.from(), wanted.from, place.level) == Change::None;
         if is_same {
             table.add_flags(wanted.from);
         }
@@ -357,7 +362,9 @@ impl<P: TablePages> Shadow<P> {
             Content::Reserved => return Err(Mapped::Again),
             Content::Link => {
                 if let Some((child, table)) = self.child_in(place) {
-                    if Self::is_wanted(table, &wanted.identity, key) && place.word.load() == old {
+                    if Self::is_wanted(place, table, &wanted.identity, key)
+                        && place.word.load() == old
+                    {
                         return Ok((child, table));
                     }
                 }
@@ -501,6 +508,9 @@ impl<P: TablePages> Shadow<P> {
         if is_writable {
             // Before L2 can write: L1's tables in this page are not tracked any more.
             self.untrack_range(page, level);
+        }
+        if is_writable && (leaf.dirty || !leaf.logged) {
+            self.note_unlogged(page, level);
         }
         let mut new = self.hardware().leaf(&leaf);
         let old = place.word.load();

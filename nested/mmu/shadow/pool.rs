@@ -15,6 +15,10 @@ use crate::mmu::level::{Level, ENTRIES};
 /// Nodes of the reverse map that shall be free when faults begin.
 pub(super) const SPARE_NODES: u64 = 1024;
 
+/// Pages that shall be free when faults begin: tables for one fault with all levels, and some for
+/// others.
+pub(super) const SPARE_PAGES: u64 = 16;
+
 /// Takes a page out of the free list.
 fn take<P: TablePages>(pages: &P, free: &P::Word, available: &P::Word) -> Option<u32> {
     let mut head = free.load();
@@ -35,9 +39,6 @@ impl<P: TablePages> Shadow<P> {
     /// Makes of free pages what faults need besides tables, and returns whether they have enough of
     /// both then, without another page.
     pub fn replenish(&mut self) -> bool {
-        /// Tables for one fault with all levels, and some for others.
-        const SPARE_PAGES: u64 = 16;
-
         self.furnish();
         self.available.load() >= SPARE_PAGES
             && self.reverse.free() >= SPARE_NODES
@@ -231,6 +232,7 @@ impl<P: TablePages> Shadow<P> {
                 .ok()?;
             self.unsynced.get(&self.pages, handle.index / 64)?;
             self.mark_unsynced(handle.index);
+            self.note_fresh(table);
         }
         Some(())
     }
@@ -261,7 +263,7 @@ impl<P: TablePages> Shadow<P> {
             return false;
         }
         let flushed = self.flush(tlbs);
-        self.free_detached(&flushed, dirty);
+        self.free_detached(&flushed, dirty, u64::MAX);
         true
     }
 
@@ -272,14 +274,19 @@ impl<P: TablePages> Shadow<P> {
         flushed
     }
 
-    /// Frees the detached tables with all below them.
-    pub(super) fn free_detached(&mut self, _flushed: &Flushed, dirty: &impl DirtyPages) {
-        while let Some(index) = self
-            .detached
-            .load()
-            .checked_sub(1)
-            .and_then(|index| u32::try_from(index).ok())
-        {
+    /// Frees the detached tables with all below them, until `enough` pages are free. What is left
+    /// goes on waiting.
+    pub(super) fn free_detached(
+        &mut self,
+        _flushed: &Flushed,
+        dirty: &impl DirtyPages,
+        enough: u64,
+    ) {
+        while self.available.load() < enough {
+            let head = self.detached.load().checked_sub(1);
+            let Some(index) = head.and_then(|head| u32::try_from(head).ok()) else {
+                break;
+            };
             let Some(table) = self.pages.table(index) else {
                 return;
             };

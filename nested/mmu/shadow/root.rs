@@ -152,6 +152,13 @@ impl<P: TablePages> Shadow<P> {
         count
     }
 
+    /// Returns whether any root is used by a vCPU.
+    pub(super) fn has_users(&self) -> bool {
+        let mut has_users = false;
+        self.for_each_root(|index| has_users |= !self.is_unused(index));
+        has_users
+    }
+
     fn is_unused(&self, index: u32) -> bool {
         self.pages
             .table(index)

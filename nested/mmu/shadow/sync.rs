@@ -3,6 +3,7 @@
 //! Flushes by L1: what it has changed in its tables since the last one is read again.
 
 use super::hardware::{Content, Hardware};
+use super::map::Place;
 use super::root::RootUse;
 use super::sequence::Sequences;
 use super::table::{Handle, Kind, Table, TablePages};
@@ -10,9 +11,8 @@ use super::word::Word;
 use super::{DirtyPages, Shadow};
 use crate::address::{Gpa, L2Gpa};
 use crate::memory::GuestTables;
-use crate::mmu::entry::Decoded;
 use crate::mmu::format::{Change, RootKey};
-use crate::mmu::level::{Level, ENTRIES};
+use crate::mmu::level::Level;
 use crate::mmu::npt::{Npt, Paging};
 
 /// What L1 flushes.
@@ -51,8 +51,8 @@ pub struct Synced {
     pub calm: u32,
 }
 
-/// Entries of L1 that are read at a time.
-const GROUP: usize = 8;
+/// Entries of L1 that are read at a time, at most.
+const GROUP: usize = 32;
 
 impl<P: TablePages> Shadow<P> {
     /// Makes the tables agree with L1's as far as L1 asks for it.
@@ -152,58 +152,98 @@ impl<P: TablePages> Shadow<P> {
         let Some(table) = self.live(handle) else {
             return 0;
         };
-        let layout = Layout::of(key, table.level());
+        let (Some(words), Some(origins)) = (self.pages.words(handle.index), self.origins(table))
+        else {
+            return 0;
+        };
+        let (kind, level) = table.role();
+        let layout = Layout::of(key, level);
+        let empty = self.hardware().empty();
+        let significant = key.format.significant(u64::MAX);
         let mut changed = 0u32;
-        let mut first = 0;
+        let mut raws = [0; GROUP];
 
-        while first < ENTRIES {
-            let after = first.saturating_add(layout.group);
-            if (first..after).any(|entry| self.is_used(handle, entry)) {
-                let raws = layout.read(memory, table.source(), first);
-                for (entry, raw) in (first..after).zip(raws) {
-                    if self.sync_entry(handle, table, entry, key, raw, dirty) {
-                        changed = changed.saturating_add(1);
-                    }
+        for ((words, origins), first) in words
+            .chunks(usize::from(layout.group))
+            .zip(origins.chunks(usize::from(layout.group)))
+            .zip((0..).step_by(usize::from(layout.group)))
+        {
+            if words.iter().all(|word| word.load() == empty) {
+                continue;
+            }
+            layout.read(memory, table.source(), first, &mut raws);
+            if self.are_unchanged_pages(words, origins, &raws, level, significant) {
+                continue;
+            }
+            for (((word, origin), raw), entry) in words.iter().zip(origins).zip(raws).zip(first..) {
+                // Most entries are as they were. The entry first: see sync_entry().
+                let is_same = match self.hardware().content(word.load(), level) {
+                    Content::Empty => true,
+                    Content::Leaf => origin.load() == raw & significant,
+                    _ => false,
+                };
+                if is_same {
+                    continue;
+                }
+                let place = Place {
+                    handle,
+                    table,
+                    kind,
+                    level,
+                    entry,
+                    word,
+                    origin: Some(origin),
+                };
+                if self.sync_entry(&place, key, raw, dirty) {
+                    changed = changed.saturating_add(1);
                 }
             }
-            first = after;
         }
         changed
     }
 
-    fn is_used(&self, handle: Handle, entry: u16) -> bool {
-        self.pages
-            .word(handle.index, entry)
-            .is_some_and(|word| word.load() != self.hardware().empty())
+    /// Returns whether each entry of a group maps a page and is as L1's say now, `raws`: of most
+    /// groups of a table in use that is so.
+    fn are_unchanged_pages(
+        &self,
+        words: &[P::Word],
+        origins: &[P::Word],
+        raws: &[u64],
+        level: Level,
+        significant: u64,
+    ) -> bool {
+        let mut common = u64::MAX;
+        let mut differences = 0;
+
+        for ((word, origin), raw) in words.iter().zip(origins).zip(raws) {
+            // The entry first: see sync_entry().
+            common &= word.load();
+            differences |= origin.load() ^ (raw & significant);
+        }
+        differences == 0 && self.hardware().content(common, level) == Content::Leaf
     }
 
     /// Compares an entry with L1's. Returns whether it had to change.
-    #[allow(clippy::too_many_arguments)]
     fn sync_entry(
         &self,
-        handle: Handle,
-        table: &Table<P::Word>,
-        entry: u16,
+        place: &Place<'_, P::Word>,
         key: &RootKey,
         raw: u64,
         dirty: &impl DirtyPages,
     ) -> bool {
-        let Some(word) = self.pages.word(handle.index, entry) else {
-            return false;
-        };
         let empty = self.hardware().empty();
-        let mut old = word.load();
+        let mut old = place.word.load();
 
         loop {
-            let content = self.hardware().content(old, table.level());
-            let new = match self.verdict(handle, table, entry, content, key, raw) {
+            let content = self.hardware().content(old, place.level);
+            let new = match self.verdict(place, content, key, raw) {
                 Verdict::Keep => return false,
                 Verdict::Drop => empty,
                 Verdict::Cancel => self.hardware().cancelled(),
                 Verdict::Protect if !Hardware::is_writable(old) => Hardware::without_write(old),
                 Verdict::Protect => {
                     let now = key.format.significant(raw);
-                    match self.protect_by_sync(handle, table, entry, old, now, dirty) {
+                    match self.protect_by_sync(place, old, now, dirty) {
                         Ok(()) => return true,
                         Err(now) => {
                             old = now;
@@ -215,8 +255,8 @@ impl<P: TablePages> Shadow<P> {
             if new == old {
                 return false;
             }
-            let displaced = self.displaced(handle, entry, old);
-            match word.compare_exchange(old, new) {
+            let displaced = self.displaced(place.handle, place.entry, old);
+            match place.word.compare_exchange(old, new) {
                 Ok(()) => {
                     self.dispose(displaced, dirty);
                     return content != Content::Reserved;
@@ -229,35 +269,26 @@ impl<P: TablePages> Shadow<P> {
     /// Decides what becomes of an entry, now that L1's is `raw`.
     fn verdict(
         &self,
-        handle: Handle,
-        table: &Table<P::Word>,
-        entry: u16,
+        place: &Place<'_, P::Word>,
         content: Content,
         key: &RootKey,
         raw: u64,
     ) -> Verdict {
-        let now = key.format.significant(raw);
         let before = match content {
             Content::Empty => return Verdict::Keep,
             // Whoever reserved it read L1's tables before the flush, or does not know that.
             Content::Reserved => return Verdict::Cancel,
-            Content::Leaf | Content::Mmio => match self.origin(table, entry) {
+            Content::Leaf | Content::Mmio => match place.origin {
                 Some(origin) => origin.load(),
                 None => return Verdict::Drop,
             },
-            Content::Link => match self.child(handle, entry) {
+            Content::Link => match self.child_in(place) {
                 Some((_, child)) => child.from(),
                 None => return Verdict::Drop,
             },
         };
-        // What the width of addresses, or bit 63, makes of it may not be in the significant part.
-        if matches!(
-            key.format.decode(raw, table.level()),
-            Decoded::NotPresent | Decoded::Reserved
-        ) {
-            return Verdict::Drop;
-        }
-        match (key.format.compare(before, now), content) {
+        let now = key.format.significant(raw);
+        match (key.format.compare(before, now, place.level), content) {
             (Change::None, _) => Verdict::Keep,
             (Change::NotWritable, Content::Leaf) => Verdict::Protect,
             _ => Verdict::Drop,
@@ -265,26 +296,21 @@ impl<P: TablePages> Shadow<P> {
     }
 
     /// Takes the permission to write from an entry, and notes what it is made of now.
-    #[allow(clippy::too_many_arguments)]
     fn protect_by_sync(
         &self,
-        handle: Handle,
-        table: &Table<P::Word>,
-        entry: u16,
+        place: &Place<'_, P::Word>,
         old: u64,
         made_of: u64,
         dirty: &impl DirtyPages,
     ) -> Result<(), u64> {
-        let (Some(word), Some(origin)) = (
-            self.pages.word(handle.index, entry),
-            self.origin(table, entry),
-        ) else {
+        let Some(origin) = place.origin else {
             return Ok(());
         };
+        let word = place.word;
         let reserved = self.hardware().reserved();
 
         word.compare_exchange(old, reserved)?;
-        let displaced = self.displaced(handle, entry, old);
+        let displaced = self.displaced(place.handle, place.entry, old);
         origin.store(made_of);
         self.owe_flush();
         if word
@@ -339,31 +365,33 @@ impl Layout {
         ) && level == Level::Page1G;
 
         Self {
-            group: if is_short { 4 } else { 8 },
-            count: if is_short || is_double { 4 } else { 8 },
+            group: match (is_short, is_double) {
+                (true, _) => 4,
+                (false, true) => 8,
+                (false, false) => 32,
+            },
+            count: if is_short || is_double { 4 } else { GROUP },
             size: key.format.entry_size(),
             is_double,
         }
     }
 
     /// Reads the entries of L1 that a group of ours is for. What cannot be read is not present.
-    fn read(&self, memory: &impl GuestTables, source: u64, first: u16) -> [u64; GROUP] {
-        let mut raws = [0; GROUP];
+    fn read(&self, memory: &impl GuestTables, source: u64, first: u16, raws: &mut [u64; GROUP]) {
         let index = if self.is_double { first >> 1 } else { first };
         let offset = u64::from(index).wrapping_mul(self.size.bytes());
+        let address = Gpa::from_raw(source.wrapping_add(offset));
         let Some(group) = raws.get_mut(..self.count) else {
-            return raws;
+            return;
         };
-        if memory
-            .read_entries(Gpa::from_raw(source.wrapping_add(offset)), self.size, group)
-            .is_err()
-        {
-            return [0; GROUP];
+        if memory.read_entries(address, self.size, group).is_err() {
+            group.fill(0);
         }
         if self.is_double {
-            let [a, b, c, d, ..] = raws;
-            return [a, a, b, b, c, c, d, d];
+            let singles = *raws;
+            for (pair, raw) in raws.chunks_mut(2).zip(singles) {
+                pair.fill(raw);
+            }
         }
-        raws
     }
 }

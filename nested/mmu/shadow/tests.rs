@@ -2,12 +2,22 @@
 
 //! Tests of the shadow tables: a machine with one, and what must always be true.
 
+#[cfg(test)]
 mod concurrent;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
 mod host;
+#[cfg(test)]
 mod mechanisms;
 mod model;
+#[cfg(test)]
+mod room;
+#[cfg(test)]
 mod sync;
+
+#[cfg(fuzzing)]
+pub use model::fuzz;
 
 use super::hardware::{Content, HardwareKind};
 use super::reverse::Subject;
@@ -307,8 +317,8 @@ impl<W: Word> Shadow<FakePages<W>> {
                 leaves += 1;
                 let mut found = false;
                 let frames = Frames::new(Gpa::from_raw(page), 4096);
-                self.for_each_leaf(&frames, |place, level| {
-                    assert_eq!(place.table.level(), level);
+                self.for_each_leaf(&frames, |place, _| {
+                    assert_eq!(place.table.level(), place.level);
                     found |= place.handle == handle && place.entry == entry;
                 });
                 assert!(found, "an entry that unmapping would miss");

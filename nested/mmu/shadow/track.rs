@@ -2,9 +2,11 @@
 
 //! Tracking of L1's tables, so that a flush need not read those that did not change.
 //!
-//! A table begins unsynced: each flush reads it. When some flushes in sequence have found nothing
-//! changed, L1's page is write-protected, and flushes skip the table. The first write makes the
-//! table unsynced again; it is never emulated, and the page is writable from then on.
+//! A table begins unsynced: each flush reads it. Then L1's page is write-protected, and flushes skip
+//! the table. New tables wait for that until there are several of them, since L1 often goes on to
+//! fill a table that it has just begun. The first write makes the table unsynced again; it is never
+//! emulated, and the page is writable from then on, until some flushes in sequence have found nothing
+//! changed.
 
 use super::host::Frames;
 use super::reverse::Subject;
@@ -31,7 +33,10 @@ pub trait WriteTracker {
 const SETTLING: u64 = u64::MAX;
 
 /// Tables that are tracked at a time: L0 is held up meanwhile.
-const BATCH: u32 = 64;
+const BATCH: u32 = 128;
+
+/// New tables that are worth it.
+const FRESH: u64 = 4;
 
 impl<P: TablePages> Shadow<P> {
     /// L1's page is about to become writable, other than by these tables: L1's tables in it are not
@@ -119,7 +124,19 @@ impl<P: TablePages> Shadow<P> {
             })
     }
 
-    /// Begins to track the tables that have not changed for long enough. Returns their number.
+    /// Notes that there is a new table, made of one of L1's.
+    pub(super) fn note_fresh(&self, table: &Table<P::Word>) {
+        table.quiet.store(table.patience().wrapping_add(1));
+        self.fresh.fetch_add(1);
+    }
+
+    /// Returns whether there are enough new tables for [`settle()`](Self::settle).
+    pub fn is_to_settle(&self) -> bool {
+        self.fresh.load() >= FRESH
+    }
+
+    /// Begins to track the tables that are new, or have not changed for long enough. Returns their
+    /// number.
     pub fn settle(
         &mut self,
         sequences: &Sequences<P::Word>,
@@ -130,6 +147,7 @@ impl<P: TablePages> Shadow<P> {
     ) -> u32 {
         let mut count = 0u32;
 
+        self.fresh.store(0);
         self.for_each_unsynced(|_, table| {
             let page = Gpa::from_raw(table.source()).page();
             let is_calm = table.quiet.load() > table.patience();
@@ -151,7 +169,7 @@ impl<P: TablePages> Shadow<P> {
 
         // From here on no write is missed; what was written before is read now.
         let flushed = self.flush(tlbs);
-        self.free_detached(&flushed, dirty);
+        self.free_detached(&flushed, dirty, u64::MAX);
         sequences.advance(None);
         self.for_each_unsynced(|handle, table| {
             if table.quiet.load() != SETTLING {

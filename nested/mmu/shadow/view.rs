@@ -3,6 +3,7 @@
 //! What the tables say: for emulation, for traces, and for tests.
 
 use super::hardware::Content;
+use super::map::Place;
 use super::root::RootUse;
 use super::table::{Handle, Kind, Table, TablePages};
 use super::word::Word;
@@ -129,7 +130,7 @@ impl<P: TablePages> Shadow<P> {
     }
 
     /// Returns the table of a level for an address, following links.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn table_at(&self, root: Handle, address: L2Gpa, level: Level) -> Option<Handle> {
         let mut handle = root;
         for _ in Level::ALL {
@@ -144,22 +145,37 @@ impl<P: TablePages> Shadow<P> {
 
     /// Returns the page of L1 that an entry is made of, if it maps one or is MMIO.
     pub(super) fn page_of(&self, table: &Table<P::Word>, entry: u16) -> Option<u64> {
-        let level = table.level();
-        match table.kind() {
-            Kind::Direct => {
-                let offset = u64::from(entry).wrapping_shl(level.shift());
-                Some(table.source().wrapping_add(offset))
-            }
-            Kind::Guest => {
-                let raw = self.origin(table, entry)?.load();
-                if table.is_legacy() && level == Level::Page2M {
-                    // One entry of L1 for two of ours.
-                    let half = u64::from(entry & 1).wrapping_shl(21);
-                    return Some((raw & bits(22, 31)) | (raw & bits(13, 20)) << 19 | half);
-                }
-                Some(level.align(raw & ADDRESS))
-            }
-            Kind::None | Kind::Filler => None,
+        page_made_of(table, table.role(), entry, self.origin(table, entry))
+    }
+}
+
+impl<W: Word> Place<'_, W> {
+    /// Returns the page of L1 that the entry is made of, if it maps one or is MMIO.
+    pub(super) fn page(&self) -> Option<u64> {
+        page_made_of(self.table, (self.kind, self.level), self.entry, self.origin)
+    }
+}
+
+fn page_made_of<W: Word>(
+    table: &Table<W>,
+    (kind, level): (Kind, Level),
+    entry: u16,
+    origin: Option<&W>,
+) -> Option<u64> {
+    match kind {
+        Kind::Direct => {
+            let offset = u64::from(entry).wrapping_shl(level.shift());
+            Some(table.source().wrapping_add(offset))
         }
+        Kind::Guest => {
+            let raw = origin?.load();
+            if table.is_legacy() && level == Level::Page2M {
+                // One entry of L1 for two of ours.
+                let half = u64::from(entry & 1).wrapping_shl(21);
+                return Some((raw & bits(22, 31)) | (raw & bits(13, 20)) << 19 | half);
+            }
+            Some(level.align(raw & ADDRESS))
+        }
+        Kind::None | Kind::Filler => None,
     }
 }

@@ -5,6 +5,7 @@
 use super::{
     root::LoadedRoot,
     Entries,
+    Fault,
     Tables,
     Vm, //
 };
@@ -26,11 +27,14 @@ use nested::{
     mmu::{
         access::{
             Access,
-            Kind, //
+            Kind,
+            Mode,
+            Stage, //
         },
         counters::Event,
         format::RootKey,
         level::Level,
+        npt::error,
         shadow::{
             Backing,
             Backings,
@@ -69,9 +73,6 @@ pub trait L2 {
     /// Returns where the vCPU's root is kept.
     fn loaded_root(&mut self) -> &mut LoadedRoot;
 
-    /// Returns what an access was that the processor has refused.
-    fn access(&self, error_code: u64) -> Access;
-
     /// Walks L1's tables for an access of L2.
     fn walk(
         &mut self,
@@ -82,18 +83,17 @@ pub trait L2 {
         found: &mut Walk,
     ) -> Result<(), Stop>;
 
-    /// Exits to L1, as its tables do not allow the access.
+    /// Returns what KVM is to keep of an access that it was to make in L2's place, and that L1's
+    /// tables do not allow.
+    fn fault(&mut self, refusal: &Refusal, access: Access) -> Fault;
+
+    /// Exits to L1, as its tables do not allow the access of L2.
     fn refuse(&mut self, refusal: &Refusal, address: L2Gpa, access: Access);
 
     /// Returns the attributes of an entry in whose place L1's memory type is to be used, if that
     /// is the case.
     fn without_memory_type(attributes: u64) -> Option<u64>;
 }
-
-/// The bit of the error code that says that an entry was not one that the processor takes.
-const RESERVED: u64 = 1 << 3;
-const WRITE: u64 = 1 << 1;
-const FETCH: u64 = 1 << 4;
 
 /// KVM has to emulate the instruction.
 const EMULATE: c_int = 0;
@@ -107,8 +107,8 @@ const ATTEMPTS: u32 = 4;
 pub fn handle_fault<L: L2>(l2: &mut L, address: u64, error_code: u64) -> c_int {
     let address = L2Gpa::from_raw(address);
 
-    if error_code & RESERVED != 0 && is_known_mmio(l2, address) {
-        count(l2, Event::KnownMmio);
+    if error_code & error::RESERVED != 0 && is_known_mmio(l2, address) {
+        count(l2, Event::KnownMmio, address);
         return EMULATE;
     }
     for _ in 0..ATTEMPTS {
@@ -149,30 +149,54 @@ fn generation(vcpu: &Vcpu) -> Option<u64> {
     is_stable.then_some(generation)
 }
 
+/// Returns what an access was that the processor has refused. KVM says so of EPT, too, by the error
+/// codes of nested page faults.
+pub(super) fn access_of(error_code: u64) -> Access {
+    Access {
+        kind: if error_code & error::FETCH != 0 {
+            Kind::Fetch
+        } else if error_code & error::WRITE != 0 {
+            Kind::Write
+        } else {
+            Kind::Read
+        },
+        mode: if error_code & error::USER != 0 {
+            Mode::User
+        } else {
+            Mode::Supervisor
+        },
+        stage: if error_code & error::PAGE_TABLE != 0 {
+            Stage::PageTable
+        } else {
+            Stage::Final
+        },
+    }
+}
+
 /// Handles a fault; `None` if there have to be more pages first.
 fn try_fault<L: L2>(l2: &mut L, address: L2Gpa, error_code: u64) -> Option<c_int> {
-    let access = l2.access(error_code);
+    let access = access_of(error_code);
 
     match try_map(l2, address, access, Intent::Demand) {
         Outcome::Mapped => {
-            count(l2, Event::Mapped);
+            count(l2, Event::Mapped, address);
             Some(RESUME)
         }
         Outcome::Again => {
-            count(l2, Event::Repeated);
+            count(l2, Event::Repeated, address);
             Some(RESUME)
         }
         Outcome::Emulate => {
-            count(l2, Event::Emulated);
+            count(l2, Event::Emulated, address);
             Some(EMULATE)
         }
         Outcome::NeedPages => None,
         Outcome::Error(error) => Some(error),
         Outcome::Refused(refusal) => {
-            count(l2, Event::Refused);
+            count(l2, Event::Refused, address);
             forget(l2, address);
             // If it is not known what the access was, L2 repeats it now that the entry is gone.
-            if error_code & RESERVED == 0 || L::KNOWS_ACCESS_OF_RESERVED {
+            if error_code & error::RESERVED == 0 || L::KNOWS_ACCESS_OF_RESERVED {
                 l2.loaded_root().refused = Some((address, access));
                 l2.refuse(&refusal, address, access);
             }
@@ -196,12 +220,14 @@ pub fn anticipate<L: L2>(l2: &mut L) {
 
     // If there are no pages left, the fault will see to that.
     if let Outcome::Mapped = try_map(l2, address, access, Intent::Speculative) {
-        count(l2, Event::Anticipated);
+        count(l2, Event::Anticipated, address);
     }
 }
 
-fn count(l2: &impl L2, event: Event) {
-    Vm::of(l2.vcpu()).tables().counters.add(event, 1);
+fn count(l2: &impl L2, event: Event, address: L2Gpa) {
+    let vm = Vm::of(l2.vcpu());
+
+    vm.tables().note(vm, event, 1, address);
 }
 
 /// What became of an access.
@@ -262,12 +288,12 @@ fn map_by<L: L2>(l2: &mut L, request: &Request, walk: &mut Walk) -> Outcome {
 
     let mut error_code = match access.kind {
         Kind::Read => 0,
-        Kind::Write => WRITE,
-        Kind::Fetch => FETCH,
+        Kind::Write => error::WRITE,
+        Kind::Fetch => error::FETCH,
     };
     // What the processor writes besides has to be writable for L0, too.
     if key.format.writes(access) {
-        error_code |= WRITE;
+        error_code |= error::WRITE;
     }
     let mut mapping = Mapping::<'_> {
         fault: bindings::kvm_nested_fault {
@@ -289,12 +315,16 @@ fn map_by<L: L2>(l2: &mut L, request: &Request, walk: &mut Walk) -> Outcome {
         },
         walk,
         needs_pages: false,
+        is_to_settle: false,
     };
     // SAFETY: By the invariants of `Vcpu`. `map()` is called with this fault, which is the first
     // member of the mapping; the pointer is one to the whole.
     let result =
         unsafe { bindings::kvm_mmu_nested_fault(vcpu.as_ptr(), (&raw mut mapping).cast()) };
 
+    if mapping.is_to_settle {
+        tables.settle(vcpu);
+    }
     if mapping.needs_pages {
         return Outcome::NeedPages;
     }
@@ -326,6 +356,8 @@ struct Mapping<'a> {
     place: Place<'a>,
     walk: &'a mut Walk,
     needs_pages: bool,
+    /// There are enough new tables to track them.
+    is_to_settle: bool,
 }
 
 /// Where something is to be mapped, and for what.
@@ -358,6 +390,7 @@ unsafe extern "C" fn map<L: L2>(
     match map_in::<L>(vcpu, mapping, shadow) {
         Mapped::Done { is_writable, .. } => {
             mapping.fault.writable = is_writable;
+            mapping.is_to_settle = shadow.is_to_settle();
             FIXED
         }
         Mapped::Emulate => EMULATED,
@@ -406,8 +439,8 @@ fn map_in<L: L2>(vcpu: &Vcpu, mapping: &mut Mapping<'_>, shadow: &Shadow<super::
         &neighbours,
     );
 
-    let counters = &place.tables.counters;
-    counters.add(Event::Neighbour, u64::from(count));
+    let tables = place.tables;
+    tables.note(vm, Event::Neighbour, u64::from(count), walk.address);
     mapped
 }
 

@@ -7,14 +7,27 @@ use core::{
     ptr::NonNull,
     sync::atomic::AtomicU64, //
 };
-use kernel::prelude::*;
-use nested::mmu::{
-    level::ENTRIES,
-    shadow::table::{
-        Table,
-        TablePages, //
+use kernel::{
+    ffi::c_ulong,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     }, //
 };
+use nested::mmu::{
+    level::ENTRIES,
+    shadow::{
+        table::{
+            Table,
+            TablePages, //
+        },
+        MAXIMUM_PAGES, //
+    }, //
+};
+
+/// How many pages all VMs have.
+pub(super) static COUNT: Atomic<c_ulong> = Atomic::new(0);
 
 /// A page of 512 words. It is charged to the process that has allocated it, and counted as one of
 /// page tables.
@@ -40,12 +53,11 @@ impl TablePage {
         let mut physical = 0;
         // SAFETY: Allocates, and writes the physical address.
         let page = unsafe { bindings::nested_helper_alloc_table(&raw mut physical) };
+        let words = NonNull::new(page.cast()).ok_or(ENOMEM)?;
 
+        COUNT.fetch_add(1, Relaxed);
         // INVARIANT: The page was allocated for this.
-        Ok(Self {
-            words: NonNull::new(page.cast()).ok_or(ENOMEM)?,
-            physical,
-        })
+        Ok(Self { words, physical })
     }
 
     fn words(&self) -> &[AtomicU64; ENTRIES as usize] {
@@ -58,7 +70,8 @@ impl TablePage {
 impl Drop for TablePage {
     fn drop(&mut self) {
         // SAFETY: By the type invariants.
-        unsafe { bindings::nested_helper_free_table(self.words.as_ptr().cast()) }
+        unsafe { bindings::nested_helper_free_table(self.words.as_ptr().cast()) };
+        COUNT.fetch_sub(1, Relaxed);
     }
 }
 
@@ -69,15 +82,16 @@ struct Slot {
     page: Option<TablePage>,
 }
 
-/// Places for some pages.
-pub(super) struct Chunk(KVVec<Slot>);
+/// Places for some pages, in pages of their own: a block of physical memory would be rounded up to a
+/// power of two.
+pub(super) struct Chunk(VVec<Slot>);
 
 impl Chunk {
-    const SLOTS: u32 = 256;
+    pub(super) const SLOTS: u32 = 256;
 
     /// Allocates places, which may sleep.
     pub(super) fn new() -> Result<Self> {
-        let mut slots = KVVec::with_capacity(Self::SLOTS as usize, GFP_KERNEL_ACCOUNT)?;
+        let mut slots = VVec::with_capacity(Self::SLOTS as usize, GFP_KERNEL_ACCOUNT)?;
 
         for _ in 0..Self::SLOTS {
             slots.push(Slot::default(), GFP_KERNEL_ACCOUNT)?;
@@ -88,26 +102,29 @@ impl Chunk {
 
 /// The pages of a VM's shadow tables.
 pub(super) struct Pages {
-    chunks: KVVec<Chunk>,
+    chunks: VVec<Chunk>,
     /// How many places had a page at any time.
     used: u32,
     /// How many of them have none.
     vacant: u32,
+    /// None of those below has none.
+    lowest_vacant: u32,
 }
 
 impl Pages {
     /// The most pages that there can be.
-    pub(super) const MAXIMUM: u32 = 1 << 18;
+    pub(super) const MAXIMUM: u32 = MAXIMUM_PAGES;
 
     /// Makes room for chunks, which may sleep.
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            chunks: KVVec::with_capacity(
+            chunks: VVec::with_capacity(
                 (Self::MAXIMUM / Chunk::SLOTS) as usize,
                 GFP_KERNEL_ACCOUNT,
             )?,
             used: 0,
             vacant: 0,
+            lowest_vacant: 0,
         })
     }
 
@@ -166,7 +183,9 @@ impl TablePages for Pages {
     fn insert(&mut self, page: TablePage) -> core::result::Result<u32, TablePage> {
         let index = if self.vacant != 0 {
             let is_vacant = |index: &u32| self.slot(*index).is_some_and(|slot| slot.page.is_none());
-            (0..self.used).find(is_vacant).unwrap_or(self.used)
+            (self.lowest_vacant..self.used)
+                .find(is_vacant)
+                .unwrap_or(self.used)
         } else {
             self.used
         };
@@ -179,6 +198,7 @@ impl TablePages for Pages {
             self.used += 1;
         } else {
             self.vacant -= 1;
+            self.lowest_vacant = index + 1;
         }
         Ok(index)
     }
@@ -188,6 +208,7 @@ impl TablePages for Pages {
 
         if page.is_some() {
             self.vacant += 1;
+            self.lowest_vacant = self.lowest_vacant.min(index);
         }
         page
     }

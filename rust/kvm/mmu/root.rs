@@ -4,7 +4,8 @@
 
 use super::{
     fault::L2,
-    Vm, //
+    Vm,
+    NO_ADDRESS, //
 };
 use crate::{
     bindings,
@@ -121,7 +122,7 @@ fn load(l2: &mut impl L2) -> Result<bool> {
                 let loaded = l2.loaded_root();
                 let flush = loaded.learn(&root);
                 loaded.root = Some((key, root));
-                tables.counters.add(Event::Root, 1);
+                tables.note(vm, Event::Root, 1, NO_ADDRESS);
                 return Ok(flush);
             }
             Err(RootRefusal::NeedPages) => tables.refill(l2.vcpu())?,

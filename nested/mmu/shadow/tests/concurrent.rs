@@ -10,6 +10,7 @@ mod races;
 
 use super::*;
 use crate::memory::{EntrySize, Exchange, GuestTables, Inaccessible};
+use crate::mmu::testing::{scale, seed};
 use probe::{point, quietly, Probe};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::{Arc, RwLock};
@@ -17,15 +18,19 @@ use shuttle::{thread, Config as ShuttleConfig, Runner};
 
 /// Runs a test in many orders.
 fn explore(iterations: usize, test: impl Fn() + Send + Sync + 'static) {
-    let iterations = iterations * crate::mmu::testing::scale() as usize;
+    let iterations = iterations * scale() as usize;
     let test = Arc::new(test);
     let mut config = ShuttleConfig::new();
     config.stack_size = 1 << 19;
 
     let random = test.clone();
-    Runner::new(RandomScheduler::new(iterations), config.clone()).run(move || random());
+    Runner::new(
+        RandomScheduler::new_from_seed(seed(), iterations),
+        config.clone(),
+    )
+    .run(move || random());
     // A few switches at bad places find more than many at random ones.
-    Runner::new(PctScheduler::new(3, iterations), config).run(move || test());
+    Runner::new(PctScheduler::new_from_seed(seed(), 3, iterations), config).run(move || test());
 }
 
 /// L1's memory, with a point before each access.

@@ -197,6 +197,63 @@ fn a_pass_over_dirty_pages_reports_each_once() {
 }
 
 #[test]
+fn what_a_report_has_covered_is_not_looked_at_again() {
+    let mut world = World::new();
+    let root = mapped(&mut world, 3);
+    let range = frames(0x7000, 0x3000);
+    let page = frames(0x7000, 0x1000);
+    let by_flag = |page| Backing {
+        tracking: Tracking::Flag,
+        ..backing(page)
+    };
+    let set_dirty = |world: &World| {
+        let at = L2Gpa::from_raw(ADDRESS);
+        let table = world
+            .shadow
+            .table_at(root.handle, at, Level::Page4K)
+            .unwrap();
+        let word = world.shadow.pages.word(table.index, 3).unwrap();
+        word.fetch_or(DIRTY, core::sync::atomic::Ordering::SeqCst);
+    };
+
+    // Logging begins, by dirty flags.
+    let _ = world.shadow.clear_dirty(&range, &world.reports);
+    let _ = world.shadow.sync_dirty(&range, &world.reports);
+    set_dirty(&world);
+    let _ = world.shadow.clear_dirty(&page, &world.reports);
+    assert!(
+        world.reports.0.borrow().is_empty(),
+        "the next report has it"
+    );
+    let _ = world.shadow.sync_dirty(&range, &world.reports);
+    assert_eq!(world.reports.0.take(), [0x7000].into());
+
+    // Not so if a fault has made an entry dirty, or if logging may have begun anew.
+    let _ = world.fault_with(&root, ADDRESS, WRITES, by_flag).unwrap();
+    let _ = world.shadow.clear_dirty(&page, &world.reports);
+    assert_eq!(world.reports.0.take(), [0x7000].into());
+    let _ = world.shadow.sync_dirty(&range, &world.reports);
+    set_dirty(&world);
+    let _ = world.shadow.clear_dirty(&range, &world.reports);
+    assert_eq!(world.reports.0.take(), [0x7000].into());
+
+    // Nor if there was an entry without a flag, or is one now.
+    let _ = world.shadow.unmap(&page, &world.reports);
+    let _ = world.fault(&root, ADDRESS, WRITES).unwrap();
+    let _ = world.shadow.sync_dirty(&range, &world.reports);
+    let _ = world.shadow.clear_dirty(&page, &world.reports);
+    set_dirty(&world);
+    let _ = world.shadow.sync_dirty(&range, &world.reports);
+    assert_eq!(world.reports.0.take(), [0x7000].into());
+    let _ = world.shadow.unmap(&page, &world.reports);
+    let _ = world.fault(&root, ADDRESS, WRITES).unwrap();
+    let _ = world.shadow.clear_dirty(&page, &world.reports);
+    set_dirty(&world);
+    let _ = world.shadow.sync_dirty(&range, &world.reports);
+    assert_eq!(world.reports.0.take(), [0x7000].into());
+}
+
+#[test]
 fn a_pass_over_dirty_pages_splits_large_ones_and_protects_without_flags() {
     let mut world = World::new();
     let root = world.root();

@@ -170,11 +170,18 @@ fn a_large_page_that_l1_splits_goes_with_the_flush() {
 fn calm_tables_are_tracked_and_not_read_again() {
     let (mut world, root) = mapped();
     let tracker = Tracker::default();
-    assert_eq!(settle(&mut world, &tracker), 0);
+    world
+        .memory
+        .set(World::guest_entry(ADDRESS), 0x60_3000 | RWX);
     assert_eq!(world.flush(FlushScope::All).tables, 4);
-    assert_eq!(world.flush(FlushScope::All).calm, 4);
-    assert_eq!(settle(&mut world, &tracker), 4);
-    assert_eq!(world.flushes.0.get(), 1);
+    let _ = world.fault(&root, ADDRESS, READS).unwrap();
+    // The one that has changed has to be found calm twice.
+    assert_eq!(settle(&mut world, &tracker), 3);
+    assert_eq!(world.flush(FlushScope::All).calm, 0);
+    assert_eq!(settle(&mut world, &tracker), 0);
+    assert_eq!(world.flush(FlushScope::All).calm, 1);
+    assert_eq!(settle(&mut world, &tracker), 1);
+    assert_eq!(world.flushes.0.get(), 2);
     assert_eq!(tracker.0.borrow().len(), 4);
 
     world.memory.take_reads();
@@ -182,6 +189,25 @@ fn calm_tables_are_tracked_and_not_read_again() {
     assert!(world.memory.take_reads().is_empty());
     assert!(world.translate(&root, ADDRESS).is_some());
     assert!(world.shadow.is_tracked(Gpa::from_raw(TOP)));
+}
+
+#[test]
+fn new_tables_are_tracked_when_there_are_four() {
+    let mut world = World::new();
+    let root = world.root();
+    let tracker = Tracker::default();
+    // The first needs four, the others one each.
+    for (number, address) in (0..).zip((ADDRESS..).step_by(1 << 21).take(5)) {
+        world.guest_map(address, 0x60_3000 | RWX);
+        let _ = world.fault(&root, address, READS).unwrap();
+        assert_eq!(world.shadow.is_to_settle(), number % 4 == 0);
+        if number == 0 {
+            assert_eq!(settle(&mut world, &tracker), 4);
+            assert!(!world.shadow.is_to_settle());
+        }
+    }
+    assert_eq!(settle(&mut world, &tracker), 4);
+    assert_eq!(world.flush(FlushScope::All), Synced::default());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod guest;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 
 use super::steps::Edit;
 use super::*;
@@ -29,6 +30,8 @@ struct Allowed {
 struct Cached {
     found: Translation,
     tables: Vec<Handle>,
+    /// The dirty flag is known to be set.
+    is_dirty: bool,
 }
 
 struct Cpu {
@@ -127,11 +130,14 @@ impl Machine {
 
     /// Flags are of no use where there are none.
     fn effective_tracking(&self) -> Tracking {
-        let has_flags = self.format.accessed_dirty(Level::Page4K).is_some();
         match self.tracking {
-            Tracking::Flag if !has_flags => Tracking::Protect,
+            Tracking::Flag if !self.has_flags() => Tracking::Protect,
             tracking => tracking,
         }
+    }
+
+    fn has_flags(&self) -> bool {
+        self.format.accessed_dirty(Level::Page4K).is_some()
     }
 
     fn host(&self, page: u64) -> u64 {
@@ -169,6 +175,13 @@ impl Machine {
 
     fn evict(&mut self, wanted: u32) {
         self.with_flushes(|world| world.shadow.evict(wanted, &world.flushes, &world.reports));
+    }
+
+    fn shrink(&mut self, wanted: u32) {
+        self.with_flushes(|world| {
+            let (tlbs, dirty) = (&world.flushes, &world.reports);
+            world.shadow.shrink(wanted, tlbs, dirty, drop);
+        });
     }
 
     /// Loads the root of a processor, if it has none.
@@ -254,8 +267,10 @@ impl Machine {
     /// Looks an address up as the processor does: in the TLB, then in the tables.
     fn translate(&mut self, cpu: usize, address: u64, access: Access) -> Option<Translation> {
         let permits = |found: &Translation| self.format.permits(found.permissions, access);
+        // To set the dirty flag the processor walks the tables, and takes what they say now.
+        let is_to_set = access.kind == AccessKind::Write && self.has_flags();
         if let Some(cached) = self.cpus[cpu].tlb.get(&address) {
-            if permits(&cached.found) {
+            if permits(&cached.found) && (cached.is_dirty || !is_to_set) {
                 return Some(cached.found);
             }
         }
@@ -272,7 +287,13 @@ impl Machine {
                     .table_at(root.handle, L2Gpa::from_raw(address), *level)
             })
             .collect();
-        let cached = Cached { found, tables };
+        let hardware = self.world.shadow.hardware();
+        let leaf = self.leaf(cpu, address).map(Word::load);
+        let cached = Cached {
+            found,
+            tables,
+            is_dirty: leaf.is_some_and(|raw| hardware.is_dirty(raw)),
+        };
         self.cpus[cpu].tlb.insert(address, cached);
         Some(found)
     }
@@ -287,7 +308,6 @@ impl Machine {
         let (Some(found), AccessKind::Write) = (found, access.kind) else {
             return;
         };
-        // The processor sets the flag in the tables, not in what it has cached.
         self.set_dirty(cpu, address);
         let page = found.page.into_raw();
         self.written.insert(page);
@@ -304,35 +324,33 @@ impl Machine {
         }
     }
 
-    fn set_dirty(&mut self, cpu: usize, address: u64) {
-        let has_flags = self.format.accessed_dirty(Level::Page4K).is_some();
-        let Some(root) = self.cpus[cpu].root.as_ref().filter(|_| has_flags) else {
-            return;
-        };
+    /// Returns the entry of the page at an address.
+    fn leaf(&self, cpu: usize, address: u64) -> Option<&AtomicU64> {
+        let root = self.cpus[cpu].root.as_ref()?;
+        let shadow = &self.world.shadow;
         let at = L2Gpa::from_raw(address);
-        for level in [Level::Page4K, Level::Page2M] {
-            let Some(table) = self.world.shadow.table_at(root.handle, at, level) else {
-                continue;
-            };
-            let word = self
-                .world
-                .shadow
-                .pages
-                .word(table.index, level.index(at))
-                .unwrap();
-            if self
-                .world
-                .shadow
-                .hardware()
-                .content(Word::load(word), level)
-                == Content::Leaf
-            {
-                let flags = match self.format {
-                    Format::Ept(_) => ACCESSED | DIRTY,
-                    Format::Npt(_) => npt::ACCESSED | npt::DIRTY,
-                };
-                Word::fetch_or(word, flags);
-            }
+        let leaf_at = |level: Level| {
+            let table = shadow.table_at(root.handle, at, level)?;
+            let word = shadow.pages.word(table.index, level.index(at))?;
+            (shadow.hardware().content(Word::load(word), level) == Content::Leaf).then_some(word)
+        };
+        leaf_at(Level::Page4K).or_else(|| leaf_at(Level::Page2M))
+    }
+
+    /// Sets the flag in the tables, unless it is known to be set.
+    fn set_dirty(&mut self, cpu: usize, address: u64) {
+        let is_known = |cached: &Cached| cached.is_dirty;
+        if !self.has_flags() || self.cpus[cpu].tlb.get(&address).is_some_and(is_known) {
+            return;
+        }
+        let flags = match self.format {
+            Format::Ept(_) => ACCESSED | DIRTY,
+            Format::Npt(_) => npt::ACCESSED | npt::DIRTY,
+        };
+        let word = self.leaf(cpu, address).expect("a page that was just found");
+        Word::fetch_or(word, flags);
+        if let Some(cached) = self.cpus[cpu].tlb.get_mut(&address) {
+            cached.is_dirty = true;
         }
     }
 
@@ -371,7 +389,9 @@ impl Machine {
                 if world.reports.0.borrow().len() % 2 == 0 {
                     needed
                 } else {
-                    world.shadow.clear_dirty(&everything, &world.reports)
+                    // A part of the memory: for all of it, nothing that is known would count.
+                    let most = Frames::new(Gpa::from_raw(0), (1 << 40) - 0x1000);
+                    world.shadow.clear_dirty(&most, &world.reports)
                 }
             }
         };
@@ -434,6 +454,8 @@ impl Machine {
                 let first = Self::page(page);
                 for page in (first..).step_by(0x1000).take(usize::from(count)) {
                     *self.moves.entry(page).or_default() += 1;
+                    // It need not know the new page for one that it has protected.
+                    self.protected.borrow_mut().remove(&page);
                 }
                 let frames = Frames::new(Gpa::from_raw(first), u64::from(count) * 0x1000);
                 let world = &mut self.world;
@@ -447,6 +469,7 @@ impl Machine {
                 self.tracking = all[usize::from(tracking)];
                 // What is mapped already begins to be logged by the first pass.
                 self.written.clear();
+                self.protected.borrow_mut().clear();
                 let everything = Frames::new(Gpa::from_raw(0), 1 << 40);
                 let world = &mut self.world;
                 let needed = world.shadow.unmap(&everything, &world.reports);
@@ -465,11 +488,13 @@ impl Machine {
                 self.follow(needed);
             }
             Step::ZapAll => {
+                self.protected.borrow_mut().clear();
                 let world = &mut self.world;
                 let needed = world.shadow.zap_all(&world.reports);
                 self.follow(needed);
             }
             Step::Evict { wanted } => self.evict(u32::from(wanted)),
+            Step::Shrink { wanted } => self.shrink(u32::from(wanted) / 4),
             Step::Reclaim => {
                 self.with_flushes(|world| world.reclaim());
             }

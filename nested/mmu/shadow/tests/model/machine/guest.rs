@@ -4,7 +4,8 @@
 
 use super::*;
 
-/// Indexes at each level that addresses of the test have.
+/// Indexes at each level that addresses of the test have: beside each other, and not in one of the
+/// groups of entries that a flush reads at a time.
 pub(super) fn indexes(format: &Format, level: Level) -> &'static [u64] {
     let is_pae = matches!(
         format,
@@ -14,10 +15,10 @@ pub(super) fn indexes(format: &Format, level: Level) -> &'static [u64] {
         })
     );
     match level {
-        Level::Page4K if format.is_legacy() => &[0, 1, 513],
-        Level::Page4K => &[0, 1, 2],
-        Level::Page2M if format.is_legacy() => &[0, 257],
-        Level::Page2M => &[0, 3],
+        Level::Page4K if format.is_legacy() => &[0, 1, 577],
+        Level::Page4K => &[0, 1, 40],
+        Level::Page2M if format.is_legacy() => &[0, 277],
+        Level::Page2M => &[0, 67],
         Level::Page1G if is_pae => &[0, 3],
         _ => &[0, 1],
     }
