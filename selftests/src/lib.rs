@@ -8,6 +8,7 @@ pub mod guest;
 pub mod kmsg;
 pub mod module;
 pub mod offer;
+pub mod process;
 pub mod provider;
 pub mod tap;
 pub mod vm;

@@ -6,7 +6,7 @@ use core::arch::{asm, global_asm};
 
 use super::layout::{exception, EXCEPTIONS, KERNEL_CODE, KERNEL_DATA};
 
-/// The port of reports of L1; that of L2 is the next one.
+/// The port of reports of L1; those of L2 and L3 are the next ones.
 pub const PORT: u16 = 0xf1;
 
 /// Nothing more happens at the level.
@@ -70,6 +70,7 @@ global_asm!(
     ".endm",
     "guest_stubs 0",
     "guest_stubs 1",
+    "guest_stubs 2",
     // guest_run_l2(rdi: address of vmcb12, rsi: registers of L2).
     ".global guest_run_l2",
     "guest_run_l2:",
@@ -140,13 +141,15 @@ extern "C" {
     fn guest_run_l2(vmcb: u64, registers: u64);
     static guest_stubs_0: u8;
     static guest_stubs_1: u8;
+    static guest_stubs_2: u8;
 }
 
 /// Returns the address of the handler of an exception; level 0 is L1.
 pub fn exception_stub(level: u64, vector: u64) -> u64 {
     let stubs = match level {
         0 => &raw const guest_stubs_0,
-        _ => &raw const guest_stubs_1,
+        1 => &raw const guest_stubs_1,
+        _ => &raw const guest_stubs_2,
     };
     stubs as u64 + 16 * vector
 }
@@ -193,9 +196,20 @@ pub unsafe fn poke(address: u64, value: u64) {
 /// Only L1 may call this.
 #[inline]
 pub unsafe fn report(kind: u64, first: u64, second: u64) {
+    // SAFETY: As above.
+    unsafe { report_of::<0>(kind, first, second) }
+}
+
+/// Says something to the test program; level 0 is L1.
+///
+/// # Safety
+///
+/// Only a guest of that level may call this.
+#[inline]
+pub unsafe fn report_of<const LEVEL: u16>(kind: u64, first: u64, second: u64) {
     // SAFETY: As above; the test program sees the registers.
     unsafe {
-        asm!("out {port}, eax", port = const PORT, in("rdi") kind, in("rsi") first,
+        asm!("out {port}, eax", port = const PORT + LEVEL, in("rdi") kind, in("rsi") first,
              in("rdx") second, options(nostack));
     }
 }

@@ -182,6 +182,17 @@ macro_rules! guest_code_for_both {
 /// Prepares L2, which starts at `rip` with registers in the order RBX, RCX, RDX, RSI, RDI, RBP, R8
 /// to R15, RAX.
 pub fn prepare(kvm: &Kvm, machine: &Machine, rip: u64, registers: &[u64; 15]) -> Result<()> {
+    prepare_with(kvm, machine, rip, registers, |_, _| ())
+}
+
+/// Prepares L2, with changes to its VMCS; vmcb12 is in memory, and can be changed after this.
+pub fn prepare_with(
+    kvm: &Kvm,
+    machine: &Machine,
+    rip: u64,
+    registers: &[u64; 15],
+    change: impl FnOnce(&mut Fields, &Capabilities),
+) -> Result<()> {
     let memory = &machine.memory;
     let [others @ .., rax] = registers;
     let start = match machine.vendor {
@@ -198,6 +209,7 @@ pub fn prepare(kvm: &Kvm, machine: &Machine, rip: u64, registers: &[u64; 15]) ->
             let mut fields = control::fields(&capabilities, &machine.tables, 0, rip)?;
             // As for L1.
             fields.set(field::GUEST_RFLAGS, RFLAGS_IF);
+            change(&mut fields, &capabilities);
             let mut operations = vec![
                 // It fails if this is not the first time.
                 script::vmxon(VMXON_REGION),

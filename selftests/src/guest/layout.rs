@@ -17,7 +17,7 @@ pub const TSS_STEP: u64 = 0x100;
 /// The interrupt-descriptor table of L1; that of L2 is on the next page.
 pub const IDT: u64 = 0x3000;
 
-/// What happened at exceptions: a record for L1, then one for L2, see [`exception`].
+/// What happened at exceptions: a record for L1, then one for L2 and one for L3, see [`exception`].
 pub const EXCEPTIONS: u64 = 0x5000;
 
 /// Words that a test uses as it likes.
@@ -43,6 +43,17 @@ pub const VMX_REVISION: u64 = 0x7708;
 
 /// Where the processor may save L1's state.
 pub const HOST_SAVE: u64 = 0x8000;
+
+/// The interrupt-descriptor table of L3.
+const IDT_OF_L3: u64 = 0xc000;
+
+/// Returns the address of the interrupt-descriptor table of a level; level 0 is L1.
+pub const fn idt(level: u64) -> u64 {
+    match level {
+        2 => IDT_OF_L3,
+        _ => IDT + 0x1000 * level,
+    }
+}
 
 /// The page tables, those of the image and the nested ones included.
 pub const PAGE_TABLES: u64 = 0x1_0000;

@@ -17,7 +17,7 @@ use super::layout::{
     GDT, HOST_SAVE, IDT, IMAGE, KERNEL_CODE, KERNEL_DATA, MANAGEMENT, RAM, STACK, STACKS,
     STACKS_STEP, TASK, TSS, TSS_STEP, VMCB, VMCB_SLOT, VMRUN_ADDRESS,
 };
-use super::memory::GuestMemory;
+use super::memory::{GuestMemory, Mapping};
 use super::signal;
 use super::tables::{self, Image, Tables};
 use super::Vendor;
@@ -57,6 +57,8 @@ pub enum Level {
     L1,
     /// The guest's guest.
     L2,
+    /// The guest of that one.
+    L3,
 }
 
 /// What a guest says.
@@ -119,6 +121,7 @@ pub fn run(vcpu: &mut VcpuFd) -> Stop {
     let level = match stop {
         Stop::Out(PORT, _) => Level::L1,
         Stop::Out(port, _) if port == PORT + 1 => Level::L2,
+        Stop::Out(port, _) if port == PORT + 2 => Level::L3,
         _ => return stop,
     };
     match vcpu.get_regs() {
@@ -206,20 +209,17 @@ impl Machine {
             vm.enable_cap(&split).context("KVM_CAP_SPLIT_IRQCHIP")?;
         }
         let image = Image::of_this_program();
-        let slot = |slot, address, size, from, flags| {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags,
-                guest_phys_addr: address,
-                memory_size: size,
-                userspace_addr: from,
-            };
-            // SAFETY: The mappings live as long as the machine, and the image as the program.
-            unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+        set_slot(&vm, 0, 0, &memory.ram, RAM)?;
+        set_slot(&vm, SLOT_VMCB, VMCB, &memory.vmcb, VMCB_SLOT)?;
+        let region = kvm_userspace_memory_region {
+            slot: 2,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: IMAGE,
+            memory_size: image.size,
+            userspace_addr: image.start,
         };
-        slot(0, 0, RAM, memory.ram.address(), 0)?;
-        slot(SLOT_VMCB, VMCB, VMCB_SLOT, memory.vmcb.address(), 0)?;
-        slot(2, IMAGE, image.size, image.start, KVM_MEM_READONLY)?;
+        // SAFETY: The image lives as long as the program.
+        unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
         if xcr0(cpuid) != 0 {
             tables.cr4 |= 1 << 18;
         }
@@ -247,15 +247,7 @@ impl Machine {
 
     /// Gives processors in system-management mode the memory at address 0, and what they execute.
     pub fn manage(&mut self, handler: &[u8]) -> Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: SLOT_MANAGEMENT,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: RAM,
-            userspace_addr: self.memory.ram.address(),
-        };
-        // SAFETY: The mapping lives as long as the machine.
-        unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        set_slot(&self.vm, SLOT_MANAGEMENT, 0, &self.memory.ram, RAM)?;
         for (address, byte) in (MANAGEMENT + HANDLER..).zip(handler) {
             self.memory.write(address, *byte);
         }
@@ -309,32 +301,16 @@ impl Machine {
 
     /// Takes away the memory of vmcb12.
     pub fn remove_vmcb(&self) -> Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: SLOT_VMCB,
-            guest_phys_addr: VMCB,
-            userspace_addr: self.memory.vmcb.address(),
-            ..Default::default()
-        };
-        // SAFETY: A slot without memory refers to none.
-        unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+        set_slot(&self.vm, SLOT_VMCB, VMCB, &self.memory.vmcb, 0)
     }
 
     /// Takes the memory at address 0 away and gives it again: KVM forgets the page tables there.
     ///
     /// KVM need not notice that user space writes to them.
     pub fn forget_translations(&self) -> Result<()> {
-        for memory_size in [0, RAM] {
-            let region = kvm_userspace_memory_region {
-                slot: 0,
-                memory_size,
-                userspace_addr: self.memory.ram.address(),
-                ..Default::default()
-            };
-            // SAFETY: The mapping lives as long as the machine.
-            unsafe { self.vm.set_user_memory_region(region) }
-                .context("KVM_SET_USER_MEMORY_REGION")?;
-        }
-        Ok(())
+        [0, RAM]
+            .into_iter()
+            .try_for_each(|size| set_slot(&self.vm, 0, 0, &self.memory.ram, size))
     }
 
     /// Waits until L2 has exited.
@@ -346,6 +322,21 @@ impl Machine {
         );
         Ok(())
     }
+}
+
+/// Gives a machine a memory slot, or takes it away with a size of 0.
+///
+/// The mapping is one of the machine's memory.
+fn set_slot(vm: &VmFd, slot: u32, address: u64, from: &Mapping, size: u64) -> Result<()> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: address,
+        memory_size: size,
+        userspace_addr: from.address(),
+    };
+    // SAFETY: The mapping lives as long as the machine.
+    unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
 }
 
 /// Makes the vCPU with a number begin with L1.
@@ -439,6 +430,18 @@ fn place(address: u64) -> String {
     }
 }
 
+/// Reads an MSR.
+pub fn get_msr(vcpu: &VcpuFd, index: u32) -> Result<u64> {
+    let entry = kvm_bindings::kvm_msr_entry {
+        index,
+        ..Default::default()
+    };
+    let mut msrs = kvm_bindings::Msrs::from_entries(&[entry])?;
+    let read = vcpu.get_msrs(&mut msrs).context("KVM_GET_MSRS")?;
+    ensure!(read == 1, "KVM_GET_MSRS refuses {index:#x}");
+    Ok(msrs.as_slice()[0].data)
+}
+
 /// Writes an MSR.
 pub fn set_msr(vcpu: &VcpuFd, index: u32, data: u64) -> Result<()> {
     let entry = kvm_bindings::kvm_msr_entry {
@@ -488,10 +491,16 @@ fn extension(cpuid: &CpuId) -> Option<Vendor> {
     }
 }
 
-/// Opens `/dev/kvm` and checks that guests can use an extension; fails with the reason to skip.
-pub fn open(vendor: Vendor) -> Result<Kvm> {
+/// Opens `/dev/kvm` and returns the extension that guests can use; fails with the reason to skip.
+pub fn open_any() -> Result<(Kvm, Vendor)> {
     let kvm = vm::open()?;
     let offered = offered(&kvm)?;
+    Ok((kvm, offered))
+}
+
+/// Opens `/dev/kvm` and checks that guests can use an extension; fails with the reason to skip.
+pub fn open(vendor: Vendor) -> Result<Kvm> {
+    let (kvm, offered) = open_any()?;
     ensure!(
         offered == vendor,
         "KVM offers {offered:?} to guests, and not {vendor:?}"

@@ -105,6 +105,28 @@ impl Mapping {
         unsafe { self.at::<u64>(offset).write_volatile(value) }
     }
 
+    /// Returns a copy of the words.
+    pub fn copy(&self) -> Vec<u64> {
+        let words = (0..self.size as u64).step_by(8);
+        words.map(|offset| self.read(offset)).collect()
+    }
+
+    /// Makes the content that of a copy again, where it is not.
+    pub fn restore(&self, copy: &[u64]) {
+        assert_eq!(size_of_val(copy), self.size);
+        for (start, page) in (0..).step_by(0x1000).zip(copy.chunks(0x1000 / 8)) {
+            let now = self.at::<u8>(start);
+            // SAFETY: Both have so many bytes. What a guest writes meanwhile may be seen or not.
+            let order =
+                unsafe { libc::memcmp(now.cast(), page.as_ptr().cast(), size_of_val(page)) };
+            if order != 0 {
+                for (offset, word) in (start..).step_by(8).zip(page) {
+                    self.write(offset, *word);
+                }
+            }
+        }
+    }
+
     /// Makes large pages of a part; returns whether the kernel did it.
     pub fn collapse(&self, offset: u64, size: u64) -> Result<bool> {
         let _ = self.at::<u64>(offset + size - 8);

@@ -10,14 +10,16 @@
 //! L1 runs on page tables at [`layout::PAGE_TABLES`]; L2 runs on the same ones, below an identity
 //! nested page table of L1. Both levels report by [`code::report`]. What differs between SVM and
 //! VMX is in [`driver`] and [`vmcb`] for the one, in [`vmx`] for the other; [`extension`] is for L1s
-//! that do the same with both.
+//! that do the same with both. Where L2 runs an L3, this has records and descriptors of its own, too.
 
 pub mod code;
+pub mod computing;
 pub mod driver;
 pub mod extension;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod paging;
 pub mod random;
 pub mod signal;
 pub mod state;

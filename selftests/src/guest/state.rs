@@ -9,6 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, KvmNestedStateBuffer, VcpuFd};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 /// L2 runs.
 pub const GUEST_MODE: u16 = 1;
@@ -212,6 +213,13 @@ impl Saved {
         })
     }
 
+    /// Returns what was saved of an MSR.
+    pub fn msr(&self, index: u32) -> Option<u64> {
+        let mut entries = self.msrs.as_slice().iter();
+        let entry = entries.find(|entry| entry.index == index)?;
+        Some(entry.data)
+    }
+
     /// Restores all but the nested state.
     pub fn restore_others(&self, vcpu: &VcpuFd) -> Result<()> {
         set_sregs2(vcpu, &self.sregs)?;
@@ -238,5 +246,43 @@ impl Saved {
         self.restore_others(vcpu)?;
         vcpu.set_nested_state(&self.nested.0)
             .context("KVM_SET_NESTED_STATE")
+    }
+}
+
+/// How long machines run before they are replaced: a kernel that checks itself is so slow that L2
+/// would never be reached in the usual time.
+pub struct Pace {
+    /// How many times the usual time they run.
+    factor: u64,
+    /// Moves since L2 was active.
+    idle: u32,
+}
+
+impl Pace {
+    /// The usual time.
+    pub const USUAL: Self = Self { factor: 1, idle: 0 };
+
+    /// Moves without L2 active after which machines run longer.
+    const ENOUGH: u32 = 8;
+
+    /// Returns the time for what usually takes some microseconds.
+    pub fn time(&self, microseconds: u64) -> Duration {
+        Duration::from_micros(microseconds * self.factor)
+    }
+
+    /// Counts a move.
+    pub fn count(&mut self, in_l2: bool) {
+        self.idle = if in_l2 { 0 } else { self.idle + 1 };
+        if self.idle == Self::ENOUGH {
+            *self = Self {
+                factor: 2 * self.factor,
+                idle: 0,
+            };
+        }
+    }
+
+    /// Returns how many times the usual time machines run.
+    pub fn factor(&self) -> u64 {
+        self.factor
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{ensure, Result};
 
 use super::code;
 use super::layout::{
-    GDT, IDT, IMAGE, KERNEL_CODE, PAGE_TABLES, PAGE_TABLES_END, RAM, STACK, STACKS, STACKS_STEP,
+    idt, GDT, IMAGE, KERNEL_CODE, PAGE_TABLES, PAGE_TABLES_END, RAM, STACK, STACKS, STACKS_STEP,
     TSS, TSS_STEP, VMCB, VMCB_SLOT,
 };
 use super::memory::GuestMemory;
@@ -197,15 +197,15 @@ fn descriptors(memory: &GuestMemory, vcpus: u64) {
     for vcpu in 0..vcpus {
         let tss = TSS + vcpu * TSS_STEP;
         let stacks = STACKS + vcpu * STACKS_STEP;
-        // The third and the fourth stack are for exceptions of L1 and L2.
-        for (offset, stack) in [(0x04, 3), (0x24, 3), (0x2c, 4)] {
+        // The third stack is for exceptions of L1, the fourth for those of L2 and L3.
+        for (offset, stack) in [(0x04, 3), (0x24, 3), (0x2c, 4), (0x34, 4)] {
             let top = stacks + stack * STACK;
             memory.write(tss + offset, u32::try_from(top).unwrap());
             memory.write(tss + offset + 4, 0u32);
         }
         memory.write(tss + 0x66, 0x68u16);
     }
-    for level in 0..2 {
+    for level in 0..3 {
         for vector in 0..32 {
             gate(memory, level, vector, code::exception_stub(level, vector));
         }
@@ -214,7 +214,7 @@ fn descriptors(memory: &GuestMemory, vcpus: u64) {
 
 /// Writes the descriptor of the handler of an exception or interrupt; level 0 is L1.
 pub fn gate(memory: &GuestMemory, level: u64, vector: u64, handler: u64) {
-    let gate = IDT + 0x1000 * level + 16 * vector;
+    let gate = idt(level) + 16 * vector;
     // A present interrupt gate, for INT3 at all privilege levels, with a stack.
     let attributes = 0xee00 | (1 + level);
     let low = handler & 0xffff
@@ -226,10 +226,33 @@ pub fn gate(memory: &GuestMemory, level: u64, vector: u64, handler: u64) {
 }
 
 /// Returns where the nested page table at `table` has the entry of a page of 4 KiB.
-pub fn nested_entry(memory: &GuestMemory, mut table: u64, page: u64) -> u64 {
+pub fn nested_entry(memory: &GuestMemory, table: u64, page: u64) -> u64 {
+    table_of(memory, table, page) + 8 * (page >> 12 & 0x1ff)
+}
+
+/// Returns the table that has the entry of a page of 4 KiB, below the one at `table`.
+pub fn table_of(memory: &GuestMemory, mut table: u64, page: u64) -> u64 {
     for level in (1..4).rev() {
         let slot = table + 8 * (page >> (12 + 9 * level) & 0x1ff);
         table = memory.read::<u64>(slot) & ADDRESS;
     }
-    table + 8 * (page >> 12 & 0x1ff)
+    table
+}
+
+/// Copies a page table to four pages, as far as it concerns a page of 4 KiB, which the copy has
+/// elsewhere; returns the address of the copy.
+pub fn with_page_at(memory: &GuestMemory, table: u64, page: u64, to: u64, copy: u64) -> u64 {
+    let mut old = table;
+    for level in (0..4u64).rev() {
+        let new = copy + 0x1000 * (3 - level);
+        for offset in (0..0x1000).step_by(8) {
+            memory.write(new + offset, memory.read::<u64>(old + offset));
+        }
+        let slot = new + 8 * (page >> (12 + 9 * level) & 0x1ff);
+        let entry = memory.read::<u64>(slot);
+        let below = if level == 0 { to } else { new + 0x1000 };
+        memory.write(slot, entry & !ADDRESS | below);
+        old = entry & ADDRESS;
+    }
+    copy
 }

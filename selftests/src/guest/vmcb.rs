@@ -20,10 +20,14 @@ macro_rules! fields {
 fields! {
     /// Intercepts, six words of 32 bits: the bit of an intercept is its exit code.
     INTERCEPTS = 0x000;
+    /// How many PAUSEs do not exit, 16 bits.
+    PAUSE_COUNT = 0x03e;
     /// The I/O permission map.
     IOPM = 0x040;
     /// The MSR permission map.
     MSRPM = 0x048;
+    /// What L2's TSC is ahead of L1's.
+    TSC_OFFSET = 0x050;
     /// The address-space identifier, 32 bits.
     ASID = 0x058;
     /// Virtual interrupts, 32 bits.
@@ -125,6 +129,8 @@ pub mod exit {
     pub const IOIO: u64 = 0x7b;
     /// RDMSR and WRMSR.
     pub const MSR: u64 = 0x7c;
+    /// A switch of tasks.
+    pub const TASK_SWITCH: u64 = 0x7d;
     /// A triple fault.
     pub const SHUTDOWN: u64 = 0x7f;
     /// VMRUN.

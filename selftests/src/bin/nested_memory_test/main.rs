@@ -2,9 +2,7 @@
 
 //! Memory that changes below vmcb12 and vmcs12, and machines that end while L2 runs.
 //!
-//! `nested_memory_test [ROUNDS [KILLS [SEED]]]`: how often each disturbance is tried, how often a
-//! machine is ended, and where the random numbers begin. What guests do is of no interest here:
-//! the kernel has to survive it.
+//! What guests do is of no interest here: the kernel has to survive it.
 
 mod disturb;
 mod end;
@@ -13,8 +11,9 @@ mod init;
 
 use std::process::ExitCode;
 
+use argh::FromArgs;
 use selftests::guest::{machine, signal, Vendor};
-use selftests::{tap, vm};
+use selftests::tap;
 
 /// What the tests need.
 pub struct Fixture {
@@ -24,29 +23,40 @@ pub struct Fixture {
     seed: u64,
 }
 
+/// Disturbs the memory of control structures, and ends machines that use them.
+#[derive(FromArgs)]
+struct Arguments {
+    /// how often each disturbance begins anew
+    #[argh(option, default = "20")]
+    rounds: u64,
+    /// how many machines are ended
+    #[argh(option, default = "100")]
+    kills: u64,
+    /// where the random numbers begin
+    #[argh(option, default = "1")]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let kvm = match vm::open().and_then(|kvm| machine::offered(&kvm).map(|_| kvm)) {
-        Ok(kvm) => kvm,
+    let kvm = match machine::open_any() {
+        Ok((kvm, _)) => kvm,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
     if let Err(error) = signal::install() {
         return tap::skip_all(format_args!("{error:#}"));
     }
-    if words.first().is_some_and(|word| word == end::CHILD) {
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|word| word == end::CHILD)
+    {
         return end::child(&kvm);
     }
-    let numbers: Result<Vec<u64>, _> = words.iter().map(|word| word.parse()).collect();
-    let Ok(numbers) = numbers else {
-        eprintln!("usage: nested_memory_test [ROUNDS [KILLS [SEED]]]");
-        return ExitCode::FAILURE;
-    };
-    let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default);
+    let arguments: Arguments = argh::from_env();
     let fixture = Fixture {
         kvm,
-        rounds: number(0, 20),
-        kills: number(1, 100),
-        seed: number(2, 1),
+        rounds: arguments.rounds,
+        kills: arguments.kills,
+        seed: arguments.seed,
     };
     let mut points = disturb::points();
     points.extend(end::points());

@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{bail, ensure, Context, Result};
 use selftests::guest::machine;
 use selftests::guest::state::{self, Nested, Saved, FULL, GUEST_MODE, HEADER};
-use selftests::guest::{signal, Machine, Random};
+use selftests::guest::{computing, signal, Machine, Random};
 use selftests::tap::{self, Point, Skip};
 
-use crate::moving::{computing, run_for};
+use crate::moving::run_for;
 use crate::Fixture;
 
 /// The tests.
@@ -38,7 +38,7 @@ struct Stopped {
 
 impl Stopped {
     fn new(fixture: &Fixture) -> Result<Self> {
-        let mut machine = computing(fixture)?;
+        let mut machine = computing::machine(&fixture.kvm, fixture.seed)?;
         let indices = state::msrs(&fixture.kvm, &machine.vcpus[0])?;
         for _ in 0..1000 {
             run_for(&mut machine, Duration::from_micros(1000))?;

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Saving and restoring a vCPU while L2 runs, and nested states that nobody has saved.
-//!
-//! `nested_state_test [MOVES [ROUNDS [SEED [MODULE]]]]`: how often the machine moves, how many
-//! random states are tried, where the random numbers begin, and the file of our module.
 
 mod changed;
 mod garbage;
@@ -14,8 +11,9 @@ mod vmx;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use argh::FromArgs;
 use selftests::guest::{machine, signal, Vendor};
-use selftests::{tap, vm};
+use selftests::tap;
 
 /// What the tests need.
 pub struct Fixture {
@@ -26,16 +24,26 @@ pub struct Fixture {
     module: Option<PathBuf>,
 }
 
+/// Moves a machine with L2 to new ones.
+#[derive(FromArgs)]
+struct Arguments {
+    /// how often a machine is replaced
+    #[argh(option, default = "1000")]
+    moves: u64,
+    /// how often what user space restores is changed
+    #[argh(option, default = "2000")]
+    rounds: u64,
+    /// where the random numbers begin
+    #[argh(option, default = "1")]
+    seed: u64,
+    /// our module, to change the provider on the way
+    #[argh(option)]
+    module: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let numbers: Result<Vec<u64>, _> = words.iter().take(3).map(|word| word.parse()).collect();
-    let Ok(numbers) = numbers else {
-        eprintln!("usage: nested_state_test [MOVES [ROUNDS [SEED [MODULE]]]]");
-        return ExitCode::FAILURE;
-    };
-    let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default);
-    let opened = vm::open().and_then(|kvm| Ok((machine::offered(&kvm)?, kvm)));
-    let (vendor, kvm) = match opened {
+    let arguments: Arguments = argh::from_env();
+    let (kvm, vendor) = match machine::open_any() {
         Ok(opened) => opened,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
@@ -44,10 +52,10 @@ fn main() -> ExitCode {
     }
     let fixture = Fixture {
         kvm,
-        moves: number(0, 1000),
-        rounds: number(1, 2000),
-        seed: number(2, 1),
-        module: words.get(3).map(PathBuf::from),
+        moves: arguments.moves,
+        rounds: arguments.rounds,
+        seed: arguments.seed,
+        module: arguments.module,
     };
     tap::note(format_args!("seed {}", fixture.seed));
     let mut points = moving::points();

@@ -2,21 +2,22 @@
 
 //! A vCPU that moves between KVM's own nested code and our module while L2 computes.
 
-use std::time::Duration;
-
 use anyhow::{ensure, Context, Result};
 use selftests::expect;
 use selftests::guest::machine::Interrupts;
-use selftests::guest::state::{self, Nested, Saved, GUEST_MODE};
-use selftests::guest::{Machine, Random};
+use selftests::guest::state::{self, Nested, Pace, Saved, GUEST_MODE};
+use selftests::guest::{computing, Machine, Random};
 use selftests::provider::Ours;
 use selftests::tap::{self, Point};
 
-use crate::moving::{computing, finish, run_for};
+use crate::moving::run_for;
 use crate::Fixture;
 
-/// How often the machine moves.
-const MOVES: u64 = 40;
+/// How often the machine moves with L2 active.
+const ENOUGH: u32 = 20;
+
+/// How often it moves at most.
+const MOVES: u32 = 160;
 
 /// The tests.
 pub fn points() -> Vec<Point<Fixture>> {
@@ -37,17 +38,19 @@ fn moves(fixture: &Fixture) -> Result<()> {
 }
 
 fn with(fixture: &Fixture, ours: &Ours) -> Result<()> {
+    let mut pace = Pace::USUAL;
     let mut random = Random::new(fixture.seed);
-    let mut machine = computing(fixture)?;
+    let mut machine = computing::machine(&fixture.kvm, fixture.seed)?;
     let indices = state::msrs(&fixture.kvm, &machine.vcpus[0])?;
-    let mut in_l2 = 0;
-    for count in 0..MOVES {
-        run_for(
-            &mut machine,
-            Duration::from_micros(2000 + random.below(4000)),
-        )?;
+    let (mut in_l2, mut count) = (0, 0);
+    while in_l2 < ENOUGH {
+        ensure!(count < MOVES, "too few moves with L2 active ({in_l2})");
+        count += 1;
+        run_for(&mut machine, pace.time(2000 + random.below(4000)))?;
         let saved = Saved::read(&machine.vcpus[0], &indices)?;
-        in_l2 += u64::from(saved.nested.has(GUEST_MODE));
+        let active = saved.nested.has(GUEST_MODE);
+        pace.count(active);
+        in_l2 += u32::from(active);
         let (memory, tables) = (machine.memory.clone(), machine.tables);
         // The module cannot go while a machine uses it.
         drop(machine);
@@ -62,8 +65,6 @@ fn with(fixture: &Fixture, ours: &Ours) -> Result<()> {
             None,
         )?;
     }
-    tap::note(format_args!("{in_l2} of {MOVES} moves with L2 active"));
-    finish(fixture, machine)?;
-    ensure!(in_l2 >= MOVES / 4, "too few moves with L2 active ({in_l2})");
-    Ok(())
+    tap::note(format_args!("{in_l2} of {count} moves with L2 active"));
+    computing::finish(machine, fixture.seed)
 }

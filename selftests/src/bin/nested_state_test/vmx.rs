@@ -14,10 +14,10 @@ use selftests::guest::memory::Guarded;
 use selftests::guest::state::{self, Nested, Saved, FULL, GUEST_MODE, HEADER, MOST, RUN_PENDING};
 use selftests::guest::vmx::script::{vmclear, vmptrld, vmptrst, vmread, vmwrite, vmxoff, Answer};
 use selftests::guest::vmx::{field, VmxMachine};
-use selftests::guest::Machine;
+use selftests::guest::{computing, Machine};
 use selftests::tap::{self, Point, Skip};
 
-use crate::moving::{computing, run_for};
+use crate::moving::run_for;
 use crate::Fixture;
 
 /// No address.
@@ -136,7 +136,7 @@ struct Stopped {
 
 impl Stopped {
     fn new(fixture: &Fixture) -> Result<Self> {
-        let mut machine = computing(fixture)?;
+        let mut machine = computing::machine(&fixture.kvm, fixture.seed)?;
         let indices = state::msrs(&fixture.kvm, &machine.vcpus[0])?;
         // Equal times would find it in equal states.
         for attempt in 0..1000 {

@@ -9,12 +9,12 @@ use anyhow::Result;
 use selftests::guest::Random;
 use selftests::tap::Point;
 
-use crate::format::{Right, ADDRESS};
-use crate::guests::{Access, Flush};
 use crate::run::Plan;
 use crate::slice::{Batch, Slice};
-use crate::world::{large, top, World, BLOCK};
+use crate::world::{top, World, BLOCK};
 use crate::{DoneByHost, Fixture, ROOTS};
+use selftests::guest::paging::program::{Access, Flush};
+use selftests::guest::paging::{Right, ADDRESS};
 
 /// Pages of a slice, by what they are in these tests.
 mod page {
@@ -83,7 +83,7 @@ fn look(slice: &mut Slice, batch: &mut Batch, random: &mut Random, root: usize, 
 }
 
 /// Makes the entry of the slice refer to a table, and that table's first entry be something.
-fn root_table(slice: &mut Slice, batch: &mut Batch, format: crate::format::Format) {
+fn root_table(slice: &mut Slice, batch: &mut Batch, format: selftests::guest::paging::Format) {
     let directory = slice.page(page::DIRECTORY);
     let entry = slice.entry;
     slice.poke(batch, entry, format.table(directory, Right::All));
@@ -106,7 +106,7 @@ fn another_role(slice: &mut Slice, batch: &mut Batch, random: &mut Random) {
         }
         // The same page, one level higher: its entries are those of large pages, or of tables.
         let block = slice.base + BLOCK * random.below(2);
-        slice.poke(batch, table, large(format, block, Right::All));
+        slice.poke(batch, table, format.large(block, Right::All));
         slice.poke(
             batch,
             table + 8,
@@ -121,7 +121,7 @@ fn another_role(slice: &mut Slice, batch: &mut Batch, random: &mut Random) {
         }
         // A large page in the place of the table, with the table in it: L2 writes to it.
         root_table(slice, batch, format);
-        slice.poke(batch, directory, large(format, slice.base, Right::All));
+        slice.poke(batch, directory, format.large(slice.base, Right::All));
         let value = format.page(slice.page(page::DATA), Right::All);
         let address = window + 0x1000 * page::TABLE;
         let _ = slice.access(batch, 0, Access::Write, address, value, Flush::Nothing);
@@ -141,10 +141,10 @@ fn moved_block(slice: &mut Slice, batch: &mut Batch, random: &mut Random) {
     root_table(slice, batch, format);
     for turn in 0..6 {
         let block = slice.base + BLOCK * (turn % 2);
-        slice.poke(batch, directory, large(format, block, Right::All));
+        slice.poke(batch, directory, format.large(block, Right::All));
         // The same pages by another large page.
         let other = slice.base + BLOCK * ((turn + 1) % 2);
-        slice.poke(batch, directory + 8, large(format, other, Right::NoWrite));
+        slice.poke(batch, directory + 8, format.large(other, Right::NoWrite));
         for _ in 0..3 {
             let index = page::DATA + random.below(300);
             look(slice, batch, random, 0, window + 0x1000 * index);
@@ -241,7 +241,7 @@ fn recursion(slice: &mut Slice, batch: &mut Batch, random: &mut Random) {
         // The same pages by the tables of all, while the root is in use on another processor.
         root_table(slice, batch, format);
         let directory = slice.page(page::DIRECTORY);
-        slice.poke(batch, directory, large(format, slice.base, Right::All));
+        slice.poke(batch, directory, format.large(slice.base, Right::All));
         look(slice, batch, random, 0, window + 0x1000 * page::DATA);
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{bail, ensure, Context, Result};
 use selftests::guest::signal::Thread;
 use selftests::guest::Random;
 
+use crate::shrink::shrink;
 use crate::world::{World, BLOCK};
 
 /// A process with a copy of this one's memory, that does nothing.
@@ -78,7 +79,7 @@ impl<'a> Host<'a> {
 
     /// Does something, at random.
     pub fn disturb(&mut self, random: &mut Random) -> Result<()> {
-        match random.below(16) {
+        match random.below(17) {
             0..3 => self.copy_on_write(),
             3 => self.drop_duplicate(),
             4 => self.huge(random),
@@ -88,6 +89,7 @@ impl<'a> Host<'a> {
             11 | 12 => self.interrupt(random),
             13 => self.drop_roots(),
             14 => self.remove_slot(),
+            15 => self.shrink(random),
             _ => self.replace(random),
         }
     }
@@ -129,6 +131,12 @@ impl<'a> Host<'a> {
             self.count("compactions");
         }
         Ok(())
+    }
+
+    /// Takes memory of tables back, as if the host were short of it.
+    pub fn shrink(&mut self, random: &mut Random) -> Result<()> {
+        self.count("calls of the shrinker");
+        shrink(1 << random.below(10))
     }
 
     /// Reads the log of written pages, and checks it.

@@ -2,27 +2,26 @@
 
 //! L1 edits its page tables for L2 at random, and L2 must see memory as they say.
 //!
-//! `nested_tables_test [ROUNDS [SEED]]`: how often each processor works on some tables, and where the
-//! random numbers begin. A failure names the seed.
+//! A failure names the seed.
 //!
 //! The test program has a model of all memory that L1's tables can refer to, and walks the tables
 //! there: it knows what each access of L2 must read, or with which fault it must stop.
 
 mod escapes;
-mod format;
-mod guests;
 mod host;
 mod run;
+mod shrink;
 mod slice;
+mod trace;
 mod world;
 
 use std::process::ExitCode;
 
 use anyhow::{ensure, Result};
+use argh::FromArgs;
 use selftests::guest::{machine, signal, Random, Vendor};
 use selftests::module;
 use selftests::tap::{self, Point};
-use selftests::vm;
 
 use host::Host;
 use run::{Plan, Work};
@@ -102,32 +101,39 @@ fn points() -> Vec<Point<Fixture>> {
             })
         }),
     ];
+    points.extend(shrink::points());
+    points.extend(trace::points());
     points.extend(escapes::points());
     points
 }
 
+/// Lets L1 edit its page tables for L2 at random.
+#[derive(FromArgs)]
+struct Arguments {
+    /// how often each point does something
+    #[argh(option, default = "200")]
+    rounds: u64,
+    /// where the random numbers begin
+    #[argh(option, default = "1")]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
-    let numbers: Result<Vec<u64>, _> = std::env::args().skip(1).map(|word| word.parse()).collect();
-    let Ok(numbers) = numbers else {
-        eprintln!("usage: nested_tables_test [ROUNDS [SEED]]");
-        return ExitCode::FAILURE;
-    };
-    let kvm = match vm::open().and_then(|kvm| machine::offered(&kvm).map(|_| kvm)) {
-        Ok(kvm) => kvm,
+    let arguments: Arguments = argh::from_env();
+    let (kvm, vendor) = match machine::open_any() {
+        Ok(opened) => opened,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
     if let Err(error) = signal::install() {
         return tap::skip_all(format_args!("{error:#}"));
     }
-    let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default);
     // KVM's own code warns of entries of EPT that together permit nothing.
     let ours = module::find("nested_vmx").is_ok_and(|module| module.is_some());
-    let svm = machine::offered(&kvm).is_ok_and(|vendor| vendor == Vendor::Svm);
     let fixture = Fixture {
         kvm,
-        all_rights: ours || svm,
-        rounds: number(0, 200),
-        seed: number(1, 1),
+        all_rights: ours || vendor == Vendor::Svm,
+        rounds: arguments.rounds,
+        seed: arguments.seed,
     };
     tap::note(format_args!("seed {}", fixture.seed));
     tap::run(&points(), &fixture, |_| Ok(()))

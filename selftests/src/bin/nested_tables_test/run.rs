@@ -14,10 +14,10 @@ use selftests::guest::signal::Thread;
 use selftests::guest::Random;
 use selftests::tap;
 
-use crate::guests;
 use crate::host::Host;
 use crate::slice::{Batch, Slice};
 use crate::world::World;
+use selftests::guest::paging::program;
 
 /// What a processor does with a slice.
 pub type Work = fn(&mut Slice, &mut Batch, &mut Random);
@@ -44,7 +44,7 @@ impl World {
         slice: &mut Slice,
         batch: &Batch,
     ) -> Result<()> {
-        guests::write(&self.memory, processor, &batch.operations);
+        program::write(&self.memory, processor, &batch.operations);
         let log = self.log.lock().unwrap();
         let before = (log.active, log.epoch);
         drop(log);
@@ -70,7 +70,7 @@ impl World {
         }
         drop(log);
         slice.check(self, batch, |number| {
-            guests::stopped(&self.memory, processor, number)
+            program::stopped(&self.memory, processor, number)
         })
     }
 

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{ensure, Result};
 use selftests::guest::Random;
 
-use crate::format::{Format, Right, Walk, ADDRESS, LARGE};
-use crate::guests::{Access, Flush, Operation, Stopped};
-use crate::world::{large, window, Counts, Top, World, ARENA, BLOCK, SLICE, TAGS};
+use crate::world::{window, Counts, Top, World, ARENA, BLOCK, SLICE, TAGS};
+use selftests::guest::paging::program::{Access, Flush, Operation, Stopped};
+use selftests::guest::paging::{Format, Right, Walk, ADDRESS, LARGE};
 
 /// Pages of a slice that can be tables.
 pub const TABLES: u64 = 16;
@@ -343,8 +343,8 @@ impl Slice {
             (_, 0) => return 0,
             (1, 1) => format.page(self.table(random), right),
             (1, _) => format.page(self.page(random.below(2 * 512)), right),
-            (2, 1..3) => large(format, block, right),
-            (3, 1) => large(format, ARENA, right),
+            (2, 1..3) => format.large(block, right),
+            (3, 1) => format.large(ARENA, right),
             _ => return format.table(self.table(random), right) | flags & format.accessed(),
         };
         entry | flags
@@ -379,7 +379,7 @@ impl Slice {
                     self.fill_table(batch, table, first, 0x1000);
                     self.poke(batch, at, format.table(table, Right::All));
                 } else {
-                    self.poke(batch, at, large(format, block, self.right(random)));
+                    self.poke(batch, at, format.large(block, self.right(random)));
                 }
             }
             // The flags are cleared.

@@ -13,13 +13,11 @@ use kvm_bindings::{kvm_userspace_memory_region, KVM_MEM_LOG_DIRTY_PAGES};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use selftests::guest::machine::{Interrupts, Machine};
 use selftests::guest::memory::Mapping;
-use selftests::guest::vmx::Capabilities;
 use selftests::guest::{GuestMemory, Vendor};
-use selftests::vm;
 
-use crate::format::{Format, Right, ADDRESS, LARGE};
-use crate::guests::{self, Root};
 use crate::slice::Slice;
+use selftests::guest::paging::program::{self, Root};
+use selftests::guest::paging::{map_gigabyte, Format, Right, ADDRESS};
 
 /// Where the memory of the slices is, for L1.
 pub const ARENA: u64 = 2 << 30;
@@ -50,12 +48,6 @@ const ELSEWHERE: u64 = 0x3000_0000;
 
 /// Address-space identifiers that L1 uses.
 pub const TAGS: u64 = 7;
-
-/// Entries of L1's own tables.
-const OWN_TABLE: u64 = 0x67;
-
-/// A large page in L1's own tables.
-const OWN_PAGE: u64 = 0xe7;
 
 /// The tables' tops, and the way they are used.
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +128,7 @@ impl World {
     /// Creates a machine with a number of processors, slices and roots.
     pub fn new(kvm: &Kvm, processors: u64, slices: u64, roots: u64) -> Result<(Self, Vec<VcpuFd>)> {
         let mut machine = Machine::new(kvm, processors, Interrupts::None)?;
-        let format = format(kvm, machine.vendor)?;
+        let format = Format::offered(kvm, machine.vendor)?;
         let size = slices * SLICE;
         let arena = Mapping::new(size + BLOCK)?;
         let offset = arena.address().next_multiple_of(BLOCK) - arena.address();
@@ -144,7 +136,7 @@ impl World {
         let slices = (0..slices)
             .map(|number| Mutex::new(Slice::new(number, format, &tops)))
             .collect();
-        guests::begin(kvm, &mut machine)?;
+        program::begin(kvm, &mut machine)?;
         let Machine {
             vcpus, vm, memory, ..
         } = machine;
@@ -265,32 +257,6 @@ impl World {
     }
 }
 
-/// Returns what L1's tables can be.
-fn format(kvm: &Kvm, vendor: Vendor) -> Result<Format> {
-    Ok(match vendor {
-        Vendor::Svm => {
-            let cpuid = vm::cpuid(kvm)?;
-            let mut entries = cpuid.as_slice().iter();
-            let features = entries.find(|entry| entry.function == 0x8000_0001);
-            Format {
-                vendor,
-                execute_only: false,
-                gigabyte: features.is_some_and(|entry| entry.edx >> 26 & 1 == 1),
-                flags: true,
-            }
-        }
-        Vendor::Vmx => {
-            let capabilities = Capabilities::read(kvm)?.ept_vpid;
-            Format {
-                vendor,
-                execute_only: capabilities & 1 == 1,
-                gigabyte: capabilities >> 17 & 1 == 1,
-                flags: capabilities >> 21 & 1 == 1,
-            }
-        }
-    })
-}
-
 /// Returns the first address of L2 in a slice.
 pub fn window(slice: u64) -> u64 {
     WINDOW + (slice << 30)
@@ -305,10 +271,7 @@ fn tables(machine: &Machine, format: Format, slices: u64, roots: u64) -> Vec<Top
     let mut table = TABLES;
     let ranges = (0..slices).map(|slice| window(slice) >> 30);
     for number in [ARENA >> 30].into_iter().chain(ranges) {
-        memory.write(upper + 8 * number, table | OWN_TABLE);
-        for index in 0..512 {
-            memory.write(table + 8 * index, number << 30 | index << 21 | OWN_PAGE);
-        }
+        map_gigabyte(memory, upper, table, number);
         table += 0x1000;
     }
     let upper = next(machine.tables.nested);
@@ -329,20 +292,10 @@ pub fn top(format: Format, address: u64, number: u64, flags: bool) -> Top {
         Vendor::Svm => true,
         Vendor::Vmx => flags && format.flags,
     };
-    let value = match format.vendor {
-        Vendor::Svm => address,
-        // Write-back, four levels.
-        Vendor::Vmx => address | 0x1e | u64::from(flags) << 6,
-    };
     let tag = 1 + number % TAGS;
     Top {
         address,
-        root: Root { value, tag },
+        root: format.root(address, tag, flags),
         flags,
     }
-}
-
-/// Returns an entry for a large page.
-pub fn large(format: Format, address: u64, right: Right) -> u64 {
-    format.page(address, right) | LARGE
 }

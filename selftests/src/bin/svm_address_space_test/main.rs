@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Address spaces: L2 sees L1's nested page tables as they were at the last flush, or later.
-//!
-//! `svm_address_space_test [RUNS [SEED]]`: how often L2 runs in each test, and where the random
-//! numbers begin.
 
 mod guests;
 
@@ -11,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
+use argh::FromArgs;
 use selftests::guest::code::DONE;
 use selftests::guest::layout::{BUFFER, RAM, VMCB};
 use selftests::guest::machine::{self, heard, run, Interrupts, Stop};
@@ -163,12 +161,19 @@ fn two_machines(fixture: &Fixture) -> Result<()> {
     together(vec![machine(fixture, 1, 0)?, machine(fixture, 1, 1)?])
 }
 
+/// Changes the tables of L2s with several address spaces.
+#[derive(FromArgs)]
+struct Arguments {
+    /// how often L2 runs in each point
+    #[argh(option, default = "5000")]
+    runs: u64,
+    /// where the random numbers begin
+    #[argh(option, default = "1")]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
-    let numbers: Result<Vec<u64>, _> = std::env::args().skip(1).map(|word| word.parse()).collect();
-    let Ok(numbers) = numbers else {
-        eprintln!("usage: svm_address_space_test [RUNS [SEED]]");
-        return ExitCode::FAILURE;
-    };
+    let arguments: Arguments = argh::from_env();
     let kvm = match machine::open(Vendor::Svm) {
         Ok(kvm) => kvm,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
@@ -176,11 +181,10 @@ fn main() -> ExitCode {
     if let Err(error) = signal::install() {
         return tap::skip_all(format_args!("{error:#}"));
     }
-    let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default);
     let fixture = Fixture {
         kvm,
-        runs: number(0, 5_000),
-        seed: number(1, 1),
+        runs: arguments.runs,
+        seed: arguments.seed,
     };
     let points = [
         Point::new("L2 sees its tables as of the last flush", alone),

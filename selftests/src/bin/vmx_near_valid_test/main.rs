@@ -2,13 +2,12 @@
 
 //! Near-valid states of a VMCS: what is printed must be what the processor itself says, which the
 //! program `bare` prints.
-//!
-//! `vmx_near_valid_test [STATES [SEED]]`
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
+use argh::FromArgs;
 use kvm_ioctls::Kvm;
 use selftests::guest::code::{peek, report, DONE};
 use selftests::guest::layout::{BUFFER, GDT, IDT, SHARED, TSS, VIRTUAL_APIC, VMCS, VMXON_REGION};
@@ -134,7 +133,19 @@ fn states(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
+/// Enters near-valid states.
+#[derive(FromArgs)]
+struct Arguments {
+    /// how many states are entered
+    #[argh(option, default = "2048")]
+    states: u64,
+    /// where the random numbers begin
+    #[argh(option, default = "1")]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
+    let arguments: Arguments = argh::from_env();
     let kvm = match machine::open(Vendor::Vmx) {
         Ok(kvm) => kvm,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
@@ -142,15 +153,10 @@ fn main() -> ExitCode {
     if let Err(error) = signal::install() {
         return tap::skip_all(format_args!("{error:#}"));
     }
-    let words: Result<Vec<u64>, _> = std::env::args().skip(1).map(|word| word.parse()).collect();
-    let Ok(words) = words else {
-        eprintln!("usage: vmx_near_valid_test [STATES [SEED]]");
-        return ExitCode::FAILURE;
-    };
     let fixture = Fixture {
         kvm,
-        states: words.first().copied().unwrap_or(2048),
-        seed: words.get(1).copied().unwrap_or(1),
+        states: arguments.states,
+        seed: arguments.seed,
     };
     let point = Point::new("near-valid states are entered, or fail", states);
     tap::run(&[point], &fixture, |_| Ok(()))

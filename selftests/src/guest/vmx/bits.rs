@@ -179,6 +179,8 @@ pub mod reason {
         INTERRUPT_WINDOW = 7;
         /// An NMI could be delivered.
         NMI_WINDOW = 8;
+        /// A switch of tasks.
+        TASK_SWITCH = 9;
         /// CPUID.
         CPUID = 10;
         /// HLT.
@@ -195,6 +197,18 @@ pub mod reason {
         VMCALL = 18;
         /// VMCLEAR; the other VMX instructions follow.
         VMCLEAR = 19;
+        /// VMLAUNCH.
+        VMLAUNCH = 20;
+        /// VMPTRLD.
+        VMPTRLD = 21;
+        /// VMREAD.
+        VMREAD = 23;
+        /// VMRESUME.
+        VMRESUME = 24;
+        /// VMWRITE.
+        VMWRITE = 25;
+        /// VMXON.
+        VMXON = 27;
         /// An access to a control register.
         CONTROL_REGISTER = 28;
         /// MOV DR.

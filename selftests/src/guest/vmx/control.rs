@@ -137,14 +137,25 @@ pub fn fields(caps: &Capabilities, tables: &Tables, vcpu: u64, rip: u64) -> Resu
     Ok(fields)
 }
 
+/// Sets a segment register of L2, or a descriptor-table register, which has limit and base only.
+pub fn put_segment(
+    fields: &mut Fields,
+    at: u32,
+    selector: u16,
+    rights: u64,
+    (limit, base): (u64, u64),
+) {
+    if at < segment::GDTR {
+        fields.put(field::GUEST_SELECTOR + at, selector.into());
+        fields.put(field::GUEST_RIGHTS + at, rights);
+    }
+    fields.put(field::GUEST_LIMIT + at, limit);
+    fields.put(field::GUEST_BASE + at, base);
+}
+
 fn guest(fields: &mut Fields, tables: &Tables, vcpu: u64, rip: u64) {
-    let mut segment = |at: u32, selector: u16, rights: u64, limit: u64, base: u64| {
-        if at < segment::GDTR {
-            fields.put(field::GUEST_SELECTOR + at, selector.into());
-            fields.put(field::GUEST_RIGHTS + at, rights);
-        }
-        fields.put(field::GUEST_LIMIT + at, limit);
-        fields.put(field::GUEST_BASE + at, base);
+    let mut segment = |at, selector, rights, limit, base| {
+        put_segment(fields, at, selector, rights, (limit, base));
     };
     for data in [
         segment::ES,

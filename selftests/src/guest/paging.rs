@@ -4,9 +4,17 @@
 //!
 //! This is written down a second time, and not that of the module.
 
-use selftests::guest::{vmcb, Vendor};
+pub mod program;
 
-use crate::guests::{Access, Stopped};
+use anyhow::Result;
+use kvm_ioctls::Kvm;
+
+use crate::guest::vmx::bits::reason;
+use crate::guest::vmx::Capabilities;
+use crate::guest::{vmcb, GuestMemory, Vendor};
+use crate::vm;
+
+use program::{Access, Root, Stopped};
 
 /// Bits of an entry that are its address.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -37,11 +45,20 @@ mod ept {
     pub const DIRTY: u64 = 1 << 9;
 }
 
-/// Reasons of exits.
-mod reason {
-    pub const VMCALL: u64 = 18;
-    pub const EPT_VIOLATION: u64 = 48;
-    pub const EPT_MISCONFIGURATION: u64 = 49;
+/// Entries of L1's own tables, which are L2's, too.
+mod own {
+    pub const TABLE: u64 = 0x67;
+    pub const LARGE_PAGE: u64 = 0xe7;
+}
+
+/// Maps a gigabyte to itself in L1's own tables; `upper` is a table with entries for gigabytes, and
+/// `table` is memory for one more.
+pub fn map_gigabyte(memory: &GuestMemory, upper: u64, table: u64, number: u64) {
+    memory.write(upper + 8 * number, table | own::TABLE);
+    for index in 0..512 {
+        let page = number << 30 | index << 21;
+        memory.write(table + 8 * index, page | own::LARGE_PAGE);
+    }
 }
 
 /// What an entry permits.
@@ -95,6 +112,47 @@ pub enum Walk {
 }
 
 impl Format {
+    /// Returns what KVM lets L1's tables be.
+    pub fn offered(kvm: &Kvm, vendor: Vendor) -> Result<Self> {
+        Ok(match vendor {
+            Vendor::Svm => {
+                let cpuid = vm::cpuid(kvm)?;
+                let mut entries = cpuid.as_slice().iter();
+                let features = entries.find(|entry| entry.function == 0x8000_0001);
+                Self {
+                    vendor,
+                    execute_only: false,
+                    gigabyte: features.is_some_and(|entry| entry.edx >> 26 & 1 == 1),
+                    flags: true,
+                }
+            }
+            Vendor::Vmx => {
+                let capabilities = Capabilities::read(kvm)?.ept_vpid;
+                Self {
+                    vendor,
+                    execute_only: capabilities & 1 == 1,
+                    gigabyte: capabilities >> 17 & 1 == 1,
+                    flags: capabilities >> 21 & 1 == 1,
+                }
+            }
+        })
+    }
+
+    /// Returns how the processor gets the table at an address, with accessed and dirty flags or not.
+    pub fn root(self, table: u64, tag: u64, flags: bool) -> Root {
+        let value = match self.vendor {
+            Vendor::Svm => table,
+            // Write-back, four levels.
+            Vendor::Vmx => table | 0x1e | u64::from(flags) << 6,
+        };
+        Root { value, tag }
+    }
+
+    /// Returns an entry for a large page.
+    pub fn large(self, address: u64, right: Right) -> u64 {
+        self.page(address, right) | LARGE
+    }
+
     /// The accessed flag.
     pub fn accessed(self) -> u64 {
         match self.vendor {

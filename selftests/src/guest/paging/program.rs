@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The guests: an L1 that executes what the test program has written down, and an L2 that accesses
-//! memory once.
+//! memory.
 //!
 //! The test program cannot write L1's page tables itself: KVM does not see that.
 
 use std::arch::asm;
+use std::arch::x86_64::_rdtsc;
 
+use crate::guest::code::{peek, poke, report, run_l2, stgi, SAYS};
+use crate::guest::layout::{BUFFER, VMCB, VMX_REGISTERS, VMX_REGISTERS_STEP, VMX_REVISION};
+use crate::guest::machine::{heard, run, Machine, Stop, RFLAGS_IF};
+use crate::guest::vmx::bits::reason;
+use crate::guest::vmx::code::{enter, outcome};
+use crate::guest::vmx::control::{self, Capabilities};
+use crate::guest::vmx::{field, script, Fields};
+use crate::guest::{vmcb, GuestMemory, Vendor};
+use crate::guest_code_for_both;
 use anyhow::{bail, Result};
 use kvm_ioctls::Kvm;
-use selftests::guest::code::{peek, poke, report, run_l2, stgi, SAYS};
-use selftests::guest::layout::{BUFFER, VMCB, VMX_REGISTERS, VMX_REGISTERS_STEP, VMX_REVISION};
-use selftests::guest::machine::{heard, run, Machine, Stop, RFLAGS_IF};
-use selftests::guest::vmx::code::{enter, outcome};
-use selftests::guest::vmx::control::{self, Capabilities};
-use selftests::guest::vmx::{field, script, Fields};
-use selftests::guest::{vmcb, GuestMemory, Vendor};
-use selftests::guest_code_for_both;
 
 /// The processors of a machine, at most.
 pub const PROCESSORS: usize = 4;
@@ -28,7 +30,7 @@ const PROGRAMS: u64 = 0x20_0000;
 const PROGRAM_STEP: u64 = 0x4_0000;
 
 /// Operations in a program, at most.
-pub const OPERATIONS: usize = 0x4_0000 / 0x60;
+pub const OPERATIONS: usize = ((PROGRAM_STEP - header::SIZE) / offset::SIZE) as usize;
 
 /// The VMCB, or the VMCS and the region of VMXON, of each processor.
 const CONTROL: u64 = BUFFER;
@@ -59,7 +61,12 @@ mod offset {
     pub const CODE: u64 = 48;
     pub const INFO: u64 = 56;
     pub const PHYSICAL: u64 = 64;
-    pub const SIZE: u64 = 0x50;
+    /// When L1 had done it.
+    pub const TIME: u64 = 72;
+    /// What L1 maps in the place of pages that are not there.
+    pub const ENTRIES: u64 = 80;
+    pub const FIRST: u64 = 88;
+    pub const SIZE: u64 = 0x60;
 }
 
 /// Kinds of operations.
@@ -69,6 +76,8 @@ mod kind {
     pub const READ: u64 = 2;
     pub const WRITE: u64 = 3;
     pub const EXECUTE: u64 = 4;
+    pub const SWEEP: u64 = 5;
+    pub const SWEEP_AT_L1: u64 = 6;
 }
 
 guest_code_for_both! {
@@ -78,6 +87,9 @@ guest_code_for_both! {
     tables_test_svm_write, tables_test_vmx_write: "mov [rdi], rbx"; call.
     /// L2: goes to what should be a call.
     tables_test_svm_execute, tables_test_vmx_execute: "jmp rdi"; call.
+    /// L2: writes a word of each page.
+    tables_test_svm_sweep, tables_test_vmx_sweep:
+        "2: mov [rdi], rbx", "add rdi, 0x1000", "dec rbx", "jnz 2b"; call.
 }
 
 /// What an L2 does.
@@ -122,6 +134,28 @@ pub enum Operation {
     Fill(u64, u64, u64),
     /// It runs L2, with a table, after a flush: address, and value.
     Run(Access, Root, Flush, u64, u64),
+    /// It runs L2, which writes to pages.
+    Sweep(Root, Pages, Supply),
+    /// It writes to pages itself.
+    SweepAtL1(Pages),
+}
+
+/// Pages one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// The address of the first one.
+    pub address: u64,
+    /// Their number, at least 1.
+    pub number: u64,
+}
+
+/// What L1 writes when L2 has no page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supply {
+    /// Where the entry of the first page is; those of others follow.
+    pub entries: u64,
+    /// The entry of the first page; that of the next one refers to the next page.
+    pub first: u64,
 }
 
 /// How an L2 stopped.
@@ -152,6 +186,15 @@ pub fn write(memory: &GuestMemory, processor: usize, operations: &[Operation]) {
     for (index, what) in operations.iter().enumerate() {
         let at = operation(processor, index);
         let words = match *what {
+            Operation::Sweep(root, pages, supply) => {
+                memory.write(at + offset::ENTRIES, supply.entries);
+                memory.write(at + offset::FIRST, supply.first);
+                let Pages { address, number } = pages;
+                [kind::SWEEP, address, number, root.value, root.tag, 0]
+            }
+            Operation::SweepAtL1(pages) => {
+                [kind::SWEEP_AT_L1, pages.address, pages.number, 0, 0, 0]
+            }
             Operation::Poke(address, value) => [kind::POKE, address, value, 0, 0, 0],
             Operation::Fill(address, value, step) => [kind::FILL, address, value, step, 0, 0],
             Operation::Run(access, root, flush, address, value) => {
@@ -180,19 +223,41 @@ pub fn stopped(memory: &GuestMemory, processor: usize, index: usize) -> Stopped 
     }
 }
 
+/// Returns the TSC, as L1 reads it, when an operation was done.
+pub fn time(memory: &GuestMemory, processor: usize, index: usize) -> u64 {
+    memory.read(operation(processor, index) + offset::TIME)
+}
+
+/// What an L2 executes.
+#[derive(Clone, Copy)]
+enum Task {
+    Once(Access),
+    Sweep,
+}
+
 /// What differs between the extensions.
 trait Extension {
+    /// What L2 executes to stop.
+    const CALL: u64;
+
     /// # Safety
     ///
     /// Only L1 may call this, once.
     unsafe fn begin(processor: usize);
 
-    /// Runs L2 as an operation says, and notes how it stopped.
+    /// Flushes as an operation says, and makes L2 ready for it.
     ///
     /// # Safety
     ///
     /// Only L1 may call this, with the address of an operation.
-    unsafe fn run(processor: usize, at: u64, access: Access);
+    unsafe fn prepare(processor: usize, at: u64, task: Task);
+
+    /// Runs L2, and notes how it stopped.
+    ///
+    /// # Safety
+    ///
+    /// As `prepare()`, which was called before.
+    unsafe fn run(processor: usize, at: u64);
 }
 
 enum Svm {}
@@ -202,17 +267,38 @@ fn registers(processor: usize) -> u64 {
     VMX_REGISTERS + VMX_REGISTERS_STEP * processor as u64
 }
 
+/// Writes the registers that an operation begins with: RBX and RDI.
+///
+/// # Safety
+///
+/// Only L1 may call this, with the address of an operation.
+unsafe fn set_registers(processor: usize, at: u64) {
+    // SAFETY: As above.
+    unsafe {
+        poke(registers(processor), peek(at + offset::VALUE));
+        poke(registers(processor) + 4 * 8, peek(at + offset::ADDRESS));
+    }
+}
+
+impl Svm {
+    /// Returns where a field of a processor's VMCB is.
+    fn field(processor: usize, field: u64) -> u64 {
+        CONTROL + CONTROL_STEP * processor as u64 + (field - VMCB)
+    }
+}
+
 impl Extension for Svm {
+    const CALL: u64 = vmcb::exit::VMMCALL;
+
     unsafe fn begin(_: usize) {}
 
-    unsafe fn run(processor: usize, at: u64, access: Access) {
-        let control = CONTROL + CONTROL_STEP * processor as u64;
-        let field = |field: u64| control + (field - VMCB);
-        let registers = registers(processor);
-        let code = match access {
-            Access::Read => tables_test_svm_read,
-            Access::Write => tables_test_svm_write,
-            Access::Execute => tables_test_svm_execute,
+    unsafe fn prepare(processor: usize, at: u64, task: Task) {
+        let field = |field| Self::field(processor, field);
+        let code = match task {
+            Task::Once(Access::Read) => tables_test_svm_read,
+            Task::Once(Access::Write) => tables_test_svm_write,
+            Task::Once(Access::Execute) => tables_test_svm_execute,
+            Task::Sweep => tables_test_svm_sweep,
         };
         // SAFETY: This is L1.
         unsafe {
@@ -229,9 +315,16 @@ impl Extension for Svm {
             poke(field(vmcb::ASID), peek(at + offset::TAG) | flush << 32);
             poke(field(vmcb::NESTED_CR3), peek(at + offset::ROOT));
             poke(field(vmcb::RIP), code as *const () as u64);
-            poke(registers, peek(at + offset::VALUE));
-            poke(registers + 4 * 8, peek(at + offset::ADDRESS));
-            run_l2(control, registers);
+            set_registers(processor, at);
+        }
+    }
+
+    unsafe fn run(processor: usize, at: u64) {
+        let field = |field| Self::field(processor, field);
+        let registers = registers(processor);
+        // SAFETY: This is L1.
+        unsafe {
+            run_l2(field(VMCB), registers);
             stgi();
             poke(at + offset::CODE, peek(field(vmcb::EXIT_CODE)));
             poke(at + offset::INFO, peek(field(vmcb::EXIT_INFO_1)));
@@ -260,18 +353,20 @@ unsafe fn vmwrite(field: u32, value: u64) {
 }
 
 impl Extension for Vmx {
+    const CALL: u64 = reason::VMCALL;
+
     unsafe fn begin(_: usize) {
         // SAFETY: This is L1, and the only processor that runs.
         unsafe { script::execute_all() }
     }
 
-    unsafe fn run(processor: usize, at: u64, access: Access) {
-        let registers = registers(processor);
+    unsafe fn prepare(processor: usize, at: u64, task: Task) {
         let program = program(processor);
-        let code = match access {
-            Access::Read => tables_test_vmx_read,
-            Access::Write => tables_test_vmx_write,
-            Access::Execute => tables_test_vmx_execute,
+        let code = match task {
+            Task::Once(Access::Read) => tables_test_vmx_read,
+            Task::Once(Access::Write) => tables_test_vmx_write,
+            Task::Once(Access::Execute) => tables_test_vmx_execute,
+            Task::Sweep => tables_test_vmx_sweep,
         };
         // SAFETY: This is L1.
         unsafe {
@@ -287,8 +382,15 @@ impl Extension for Vmx {
             }
             vmwrite(field::EPTP, root);
             vmwrite(field::GUEST_RIP, code as *const () as u64);
-            poke(registers, peek(at + offset::VALUE));
-            poke(registers + 4 * 8, peek(at + offset::ADDRESS));
+            set_registers(processor, at);
+        }
+    }
+
+    unsafe fn run(processor: usize, at: u64) {
+        let registers = registers(processor);
+        let program = program(processor);
+        // SAFETY: This is L1.
+        unsafe {
             let ended = enter(registers, peek(program + header::LAUNCHED));
             poke(program + header::LAUNCHED, 1);
             if ended == outcome::DONE {
@@ -335,9 +437,47 @@ unsafe fn execute<E: Extension>(processor: usize, at: u64) {
                     poke(address + 8 * index, value.wrapping_add(step * index));
                 }
             }
-            kind::READ => E::run(processor, at, Access::Read),
-            kind::WRITE => E::run(processor, at, Access::Write),
-            _ => E::run(processor, at, Access::Execute),
+            kind::READ => once::<E>(processor, at, Access::Read),
+            kind::WRITE => once::<E>(processor, at, Access::Write),
+            kind::EXECUTE => once::<E>(processor, at, Access::Execute),
+            kind::SWEEP => sweep::<E>(processor, at),
+            _ => {
+                for page in 0..value {
+                    poke(address + 0x1000 * page, page);
+                }
+            }
+        }
+        poke(at + offset::TIME, _rdtsc());
+    }
+}
+
+/// # Safety
+///
+/// Only L1 may call this, with the address of an operation.
+unsafe fn once<E: Extension>(processor: usize, at: u64, access: Access) {
+    // SAFETY: As above.
+    unsafe {
+        E::prepare(processor, at, Task::Once(access));
+        E::run(processor, at);
+    }
+}
+
+/// # Safety
+///
+/// Only L1 may call this, with the address of an operation.
+unsafe fn sweep<E: Extension>(processor: usize, at: u64) {
+    // SAFETY: As above.
+    unsafe {
+        let (address, pages) = (peek(at + offset::ADDRESS), peek(at + offset::VALUE));
+        E::prepare(processor, at, Task::Sweep);
+        loop {
+            E::run(processor, at);
+            let page = peek(at + offset::PHYSICAL).wrapping_sub(address) >> 12;
+            if peek(at + offset::CODE) == E::CALL || page >= pages {
+                return;
+            }
+            let entry = peek(at + offset::FIRST) + 0x1000 * page;
+            poke(peek(at + offset::ENTRIES) + 8 * page, entry);
         }
     }
 }
