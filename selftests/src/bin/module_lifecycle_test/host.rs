@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
+use argh::FromArgValue;
 use rustix::io::Errno;
 use rustix::thread::{sched_setaffinity, CpuSet};
 use selftests::kmsg::Log;
@@ -16,7 +17,7 @@ use selftests::{expect, module, vm};
 pub const DEBUGFS: &str = "/sys/kernel/debug/nested";
 
 /// Whose virtualization extension the processor has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromArgValue)]
 pub enum Vendor {
     /// SVM.
     Amd,
@@ -25,13 +26,14 @@ pub enum Vendor {
 }
 
 /// What the kernel's KVM is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromArgValue)]
 pub enum Variant {
     /// Without the provider patches.
     Stock,
     /// With them, and with nested code of its own.
     Builtin,
     /// With them only.
+    #[argh(name = "nobuiltin")]
     NoBuiltin,
 }
 

@@ -2,11 +2,6 @@
 
 //! The life cycle of nested-svm and nested-vmx: what they attach to, what they refuse and why, and
 //! that they leave nothing behind.
-//!
-//! `module_lifecycle_test VENDOR KERNEL DIR [PARAMETER...]`: VENDOR is that of the processor (`amd`
-//! or `intel`), KERNEL says what KVM is (`stock`: without the provider patches; `builtin` and
-//! `nobuiltin`: with them, with and without nested code of its own), DIR has the modules, none of
-//! which is loaded, and the parameters are for the vendor module.
 
 mod attach;
 mod busy;
@@ -17,21 +12,39 @@ mod refusal;
 mod unload;
 mod without_builtin;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{bail, Result};
+use argh::FromArgs;
 use selftests::tap;
 
 use host::{Host, Variant, Vendor};
 
+/// Loads and removes the modules; none of them may be loaded.
+#[derive(FromArgs)]
+struct Arguments {
+    /// that of the processor: amd or intel
+    #[argh(positional)]
+    vendor: Vendor,
+    /// what KVM is: stock, without the provider patches; builtin and nobuiltin, with them, with and
+    /// without nested code of its own
+    #[argh(positional)]
+    kernel: Variant,
+    /// the directory of the modules
+    #[argh(positional)]
+    dir: PathBuf,
+    /// for KVM's module of the vendor
+    #[argh(positional)]
+    parameters: Vec<String>,
+}
+
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let host = match parse(&words) {
-        Ok(host) => host,
-        Err(error) => {
-            eprintln!("{error}\nusage: module_lifecycle_test VENDOR KERNEL DIR [PARAMETER...]");
-            return ExitCode::FAILURE;
-        }
+    let arguments: Arguments = argh::from_env();
+    let host = Host {
+        vendor: arguments.vendor,
+        variant: arguments.kernel,
+        dir: arguments.dir,
+        parameters: arguments.parameters.join(" "),
     };
     if !rustix::process::geteuid().is_root() {
         return tap::skip_all("only root can load modules");
@@ -56,27 +69,4 @@ fn main() -> ExitCode {
         .collect(),
     };
     tap::run(&points, &host, Host::restore)
-}
-
-fn parse(words: &[String]) -> Result<Host> {
-    let [vendor, variant, dir, parameters @ ..] = words else {
-        bail!("too few arguments");
-    };
-    let vendor = match vendor.as_str() {
-        "amd" => Vendor::Amd,
-        "intel" => Vendor::Intel,
-        other => bail!("{other} is no vendor"),
-    };
-    let variant = match variant.as_str() {
-        "stock" => Variant::Stock,
-        "builtin" => Variant::Builtin,
-        "nobuiltin" => Variant::NoBuiltin,
-        other => bail!("{other} is no kernel"),
-    };
-    Ok(Host {
-        vendor,
-        variant,
-        dir: dir.into(),
-        parameters: parameters.join(" "),
-    })
 }
