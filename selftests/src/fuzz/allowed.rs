@@ -2,8 +2,8 @@
 
 //! What KVM's own code and our module may do differently, each with the reason.
 
-use super::code::{PORTS, TIMED};
-use super::observe::{Difference, What};
+use super::code::TIMED;
+use super::observe::{Difference, What, LOST};
 use super::{Action, Case};
 use crate::guest::layout::{OTHER_VMCS, REGISTERS, VMCS, VMX_REGISTERS};
 use crate::guest::vmcb;
@@ -116,18 +116,12 @@ pub const ALLOWED: &[Allowed] = &[
         rest: Rest::Follows,
     },
     Allowed {
-        reason: "L2 executes the memory of a VMCS, whose format is the implementation's (SDM, \
-                 \"Format of the VMCS Region\")",
-        applies: |_, difference| is_elsewhere(difference),
-        rest: Rest::Follows,
-    },
-    Allowed {
         reason:
             "with KVM's own code an interrupt ends an L2 that waits for SIPI; nothing else than SIPI \
                  must (SDM, \"Activity State\")",
         applies: |case, difference| {
             let wait = Action::new("vmwrite", &[field::ACTIVITY.into(), 3]);
-            case.steps.contains(&wait) && difference.only_second_stops("Interrupted")
+            case.steps.contains(&wait) && difference.only_second_stops(LOST)
         },
         rest: Rest::Follows,
     },
@@ -143,14 +137,6 @@ fn has_linear_address(difference: &Difference) -> bool {
         Some(reason::EPT_VIOLATION) => qualification & 1 << 7 != 0,
         _ => false,
     }
-}
-
-/// Returns whether L2 reads from ports that its code does not have, and so executes something else.
-fn is_elsewhere(difference: &Difference) -> bool {
-    let known = |port| PORTS.contains(&u64::from(port));
-    difference
-        .inputs()
-        .is_some_and(|(first, second)| !known(first) && !known(second))
 }
 
 /// IA32_VMX_PROCBASED_CTLS2.
@@ -239,17 +225,6 @@ mod tests {
         };
         let all = differences(&seen(first), &seen(second));
         first_not_allowed(&case, &all, &mut []).cloned()
-    }
-
-    #[test]
-    fn l2_is_elsewhere_if_its_code_has_neither_port() {
-        let elsewhere = |first: &str, second: &str| {
-            let stop = |note: &str| [Seen::stop(0, note.to_owned())];
-            is_elsewhere(&differences(&stop(first), &stop(second))[0])
-        };
-        assert!(elsewhere("In(8481, 1)", "In(1279, 1)"));
-        assert!(!elsewhere("In(65535, 1)", "In(1279, 1)"));
-        assert!(!elsewhere("In(8481, 1)", "Halt"));
     }
 
     #[test]

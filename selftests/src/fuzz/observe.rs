@@ -105,39 +105,23 @@ impl Difference {
     /// Returns whether the first provider has left KVM_RUN with this note, and the second one has
     /// not.
     pub fn only_first_stops(&self, note: &str) -> bool {
-        stops(&self.first, note) && !stops(&self.second, note)
+        stop(&self.first) == Some(note) && stop(&self.second) != Some(note)
     }
 
     /// Returns whether only the second provider has left KVM_RUN with this note.
     pub fn only_second_stops(&self, note: &str) -> bool {
-        stops(&self.second, note) && !stops(&self.first, note)
+        stop(&self.second) == Some(note) && stop(&self.first) != Some(note)
     }
 
     /// Returns whether both have written to a port, but not the same.
     pub fn is_of_output(&self) -> bool {
-        let writes = |seen: &Option<Seen>| {
-            let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
-            stop.is_some_and(|seen| seen.note.starts_with("Out("))
-        };
+        let writes = |seen| stop(seen).is_some_and(|note| note.starts_with("Out("));
         writes(&self.first) && writes(&self.second)
-    }
-
-    /// Returns the ports, if both have read from one.
-    pub fn inputs(&self) -> Option<(u16, u16)> {
-        let port = |seen: &Option<Seen>| -> Option<u16> {
-            let seen = seen.as_ref().filter(|seen| seen.what == What::Stop)?;
-            let (port, _) = seen.note.strip_prefix("In(")?.split_once(',')?;
-            port.parse().ok()
-        };
-        port(&self.first).zip(port(&self.second))
     }
 
     /// Returns whether one of them was interrupted as it had not come to an end.
     pub fn is_of_time(&self) -> bool {
-        let lost = |seen: &Option<Seen>| {
-            let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
-            stop.is_some_and(|seen| seen.note.contains("Interrupted"))
-        };
+        let lost = |seen| stop(seen) == Some(LOST);
         lost(&self.first) || lost(&self.second)
     }
 
@@ -148,9 +132,13 @@ impl Difference {
     }
 }
 
-fn stops(seen: &Option<Seen>, note: &str) -> bool {
-    let stop = seen.as_ref().filter(|seen| seen.what == What::Stop);
-    stop.is_some_and(|seen| seen.note == note)
+/// Why KVM_RUN has returned where the guest did not come to an end, or to its own code.
+pub const LOST: &str = "interrupted, or elsewhere";
+
+/// Returns why KVM_RUN has returned, if that is what is seen.
+fn stop(seen: &Option<Seen>) -> Option<&str> {
+    let seen = seen.as_ref().filter(|seen| seen.what == What::Stop)?;
+    Some(&seen.note)
 }
 
 impl fmt::Display for Difference {

@@ -9,13 +9,12 @@ use kvm_bindings::kvm_interrupt;
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::os::fd::AsRawFd;
 
-use super::code::{self, event, EVENT_PORT, OPERAND};
-use super::observe::{Seen, What};
+use super::code::{self, event, EVENT_PORT, OPERAND, PORTS};
+use super::observe::{Seen, What, LOST};
 use super::Case;
 use crate::guest::code::SAYS;
 use crate::guest::layout::{
-    exception, EXCEPTIONS, MSR_LIST, OTHER_VMCS, PML, RAM, STACKS, STACKS_STEP, VIRTUAL_APIC,
-    VMREAD_BITMAP,
+    exception, EXCEPTIONS, MSR_LIST, OTHER_VMCS, PML, RAM, VIRTUAL_APIC, VMREAD_BITMAP,
 };
 use crate::guest::machine::{run, Interrupts, Level, Stop};
 use crate::guest::memory::GuestMemory;
@@ -34,13 +33,6 @@ const VECTOR: u32 = 0x51;
 const KVM_INTERRUPT: u64 = 1 << 30 | (size_of::<kvm_interrupt>() as u64) << 16 | 0xae86;
 const KVM_NMI: u64 = 0xae9a;
 
-/// Memory that cases change, as ranges; L2 may write a word in the last one.
-const CHANGED: [(u64, u64); 3] = [
-    (0x1000, 0x1_0000),
-    (0x9_0000, STACKS + STACKS_STEP),
-    (RAM - 0x1000, RAM),
-];
-
 /// Words of a page.
 const PAGE: u64 = 512;
 
@@ -55,7 +47,6 @@ pub struct Stage {
     /// Where L2 only calls L1.
     end: u64,
     over: bool,
-    strange: bool,
     lost: bool,
 }
 
@@ -69,8 +60,7 @@ impl Stage {
         signal::complete(&mut machine.vcpus[0])?;
         let indices = state::msrs(kvm, &machine.vcpus[0])?;
         let initial = Saved::read(&machine.vcpus[0], &indices)?;
-        let words = (0..RAM).step_by(8);
-        let memory = words.map(|at| machine.memory.read(at)).collect();
+        let memory = machine.memory.ram.copy();
         Ok(Self {
             machine,
             patience: 1,
@@ -78,7 +68,6 @@ impl Stage {
             memory,
             end: 0,
             over: false,
-            strange: false,
             lost: false,
         })
     }
@@ -92,24 +81,10 @@ impl Stage {
         vcpu.set_nested_state(&off.0)
             .context("KVM_SET_NESTED_STATE")?;
         self.initial.restore(vcpu)?;
-        if self.strange {
-            self.restore(0, RAM);
-        }
-        for (start, end) in CHANGED {
-            self.restore(start, end);
-        }
+        self.machine.memory.ram.restore(&self.memory);
         self.machine.forget_translations()?;
-        (self.over, self.strange, self.lost) = (false, false, false);
+        (self.over, self.lost) = (false, false);
         Ok(())
-    }
-
-    fn restore(&self, start: u64, end: u64) {
-        let old = self.memory.iter().skip((start / 8) as usize);
-        for (at, old) in (start..end).step_by(8).zip(old) {
-            if self.machine.memory.read::<u64>(at) != *old {
-                self.machine.memory.write(at, *old);
-            }
-        }
     }
 
     /// Writes the code and the registers of L2, and what its instructions have in memory.
@@ -127,7 +102,8 @@ impl Stage {
         memory.write(OPERAND + 8, 0u64);
     }
 
-    /// Returns whether the guest was interrupted: what it has done until then is not known.
+    /// Returns whether the guest was interrupted, or executes what is not its code: what it has done
+    /// until then is not known.
     pub fn is_lost(&self) -> bool {
         self.lost
     }
@@ -155,17 +131,24 @@ impl Stage {
                     let kind = bytes.first().copied().unwrap_or_default();
                     self.cause(seen, step, kind.into());
                 }
-                Stop::Out(..) | Stop::In(..) => seen.push(Seen::stop(step, format!("{stop:?}"))),
+                Stop::Out(port, _) | Stop::In(port, _) if PORTS.contains(&port.into()) => {
+                    seen.push(Seen::stop(step, format!("{stop:?}")));
+                }
+                // Where it was interrupted is another place each time. So it is with what is executed
+                // that is no code: how far it gets depends on the time that it has.
+                Stop::Interrupted | Stop::Out(..) | Stop::In(..) => {
+                    self.lost = true;
+                    seen.push(Seen::stop(step, LOST.into()));
+                    break;
+                }
                 other => {
-                    // Where it was interrupted is another place each time.
-                    self.lost = other == Stop::Interrupted;
                     seen.push(Seen::stop(step, format!("{other:?}")));
                     break;
                 }
             }
         }
         // Wherever it is, it does not go on.
-        (self.over, self.strange) = (true, true);
+        self.over = true;
         signal::after(Duration::ZERO)
     }
 

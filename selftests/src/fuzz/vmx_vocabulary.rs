@@ -89,6 +89,20 @@ const fn verb(name: &'static str, operands: &'static [&'static [u64]], weight: u
     }
 }
 
+/// The controls that make instructions exit, but for HLT.
+const INSTRUCTIONS: u64 = primary::INVLPG
+    | primary::MWAIT
+    | primary::RDPMC
+    | primary::RDTSC
+    | primary::CR3_LOAD
+    | primary::CR3_STORE
+    | primary::CR8_LOAD
+    | primary::CR8_STORE
+    | primary::MOV_DR
+    | primary::IO
+    | primary::MONITOR
+    | primary::PAUSE;
+
 /// What is changed beyond the near-valid states that the processor itself is compared with.
 ///
 /// PAUSE-loop exiting is left out: our module offers it, and KVM's own code does not.
@@ -99,22 +113,7 @@ const FURTHER: &[(u32, near_valid::Change)] = &[
     ),
     (
         field::PRIMARY,
-        Flip(
-            primary::INVLPG
-                | primary::MWAIT
-                | primary::RDPMC
-                | primary::RDTSC
-                | primary::CR3_LOAD
-                | primary::CR3_STORE
-                | primary::CR8_LOAD
-                | primary::CR8_STORE
-                | primary::MOV_DR
-                | primary::IO
-                | primary::MONITOR_TRAP
-                | primary::MONITOR
-                | primary::PAUSE
-                | primary::SECONDARY,
-        ),
+        Flip(INSTRUCTIONS | primary::MONITOR_TRAP | primary::SECONDARY),
     ),
     (
         field::SECONDARY,
@@ -254,23 +253,7 @@ const MODES: &[&[(u64, u32, u64)]] = &[
 
 /// Instructions, exceptions, and accesses to control registers.
 const EXITS: &[(u64, u32, u64)] = &[
-    (
-        field::PRIMARY as u64,
-        64,
-        primary::HLT
-            | primary::INVLPG
-            | primary::MWAIT
-            | primary::RDPMC
-            | primary::RDTSC
-            | primary::CR3_LOAD
-            | primary::CR3_STORE
-            | primary::CR8_LOAD
-            | primary::CR8_STORE
-            | primary::MOV_DR
-            | primary::IO
-            | primary::MONITOR
-            | primary::PAUSE,
-    ),
+    (field::PRIMARY as u64, 64, primary::HLT | INSTRUCTIONS),
     (
         field::SECONDARY as u64,
         64,

@@ -3,9 +3,7 @@
 //! Random programs of L1 and L2: what L1 observes must be the same with KVM's own nested code and
 //! with our module.
 //!
-//! `nested_fuzz_test MODULE [CASES [SEED [FIRST]]]`: the file of our module, how many cases, where
-//! the random numbers begin, and the number of the first case. A case depends on the seed and its
-//! number only.
+//! A case depends on the seed and its number only.
 
 mod providers;
 
@@ -13,12 +11,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{bail, Result};
+use argh::FromArgs;
 use kvm_ioctls::Kvm;
+use selftests::expect;
 use selftests::fuzz::allowed::{ALLOWED, FIELDS_OF_C, FIELDS_OF_OURS};
 use selftests::fuzz::{corpus, generate, subject, Case};
 use selftests::guest::{machine, Vendor};
+use selftests::process;
 use selftests::tap::{self, Point};
-use selftests::{expect, vm};
 
 use providers::Providers;
 
@@ -134,26 +134,41 @@ fn random(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
+/// Runs cases with both providers, and compares them.
+#[derive(FromArgs)]
+struct Arguments {
+    /// our module
+    #[argh(positional)]
+    module: PathBuf,
+    /// how many random cases there are
+    #[argh(option, default = "1024")]
+    cases: u64,
+    /// where the random numbers begin
+    #[argh(option, default = "1")]
+    seed: u64,
+    /// the number of the first one
+    #[argh(option, default = "0")]
+    first: u64,
+}
+
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let numbers: Result<Vec<u64>, _> = words.iter().skip(1).map(|word| word.parse()).collect();
-    let (Some(module), Ok(numbers)) = (words.first(), numbers) else {
-        eprintln!("usage: nested_fuzz_test MODULE [CASES [SEED [FIRST]]]");
+    // An L2 on wrong tracks executes what it finds: tables with addresses of this program.
+    if let Err(error) = process::fix_addresses() {
+        eprintln!("{error:#}");
         return ExitCode::FAILURE;
-    };
-    let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default);
-    let opened = vm::open().and_then(|kvm| Ok((machine::offered(&kvm)?, kvm)));
-    let (vendor, kvm) = match opened {
+    }
+    let arguments: Arguments = argh::from_env();
+    let (kvm, vendor) = match machine::open_any() {
         Ok(opened) => opened,
         Err(error) => return tap::skip_all(format_args!("{error:#}")),
     };
     let fixture = Fixture {
         kvm,
         vendor,
-        module: module.into(),
-        cases: number(0, 1024),
-        seed: number(1, 1),
-        first: number(2, 0),
+        module: arguments.module,
+        cases: arguments.cases,
+        seed: arguments.seed,
+        first: arguments.first,
     };
     let mut points = vec![
         Point::new("the kept cases are the same with both providers", kept),

@@ -7,6 +7,7 @@ use selftests::fuzz::allowed::first_not_allowed;
 use selftests::fuzz::observe::{differences, Difference, Seen};
 use selftests::fuzz::{shrink, subject, Case};
 use selftests::provider::Ours;
+use selftests::tap;
 
 use crate::Fixture;
 
@@ -15,6 +16,9 @@ const CANDIDATES: usize = 16;
 
 /// How much more time a guest gets whose case differs.
 const PATIENCE: u32 = 20;
+
+/// What the providers are called, in the order in which they are used.
+const NAMES: [&str; 2] = ["C", "ours"];
 
 /// Both providers.
 pub struct Providers<'a> {
@@ -37,16 +41,22 @@ impl<'a> Providers<'a> {
         cases.iter().map(run).collect()
     }
 
+    /// Does something with C, then with ours, which is there afterwards in any case.
+    fn with_each<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<[T; 2]> {
+        let [c, ours] = NAMES;
+        self.ours.take_out()?;
+        let by_c = work();
+        self.ours.put_in()?;
+        Ok([by_c.context(c)?, work().context(ours)?])
+    }
+
     /// Returns the fields that L1 can read with C, and with ours.
     pub fn offers(&self) -> Result<[Vec<u32>; 2]> {
         let offer = || -> Result<Vec<u32>> {
             let subject = subject(&self.fixture.kvm, self.fixture.vendor)?;
             Ok(subject.offer().to_vec())
         };
-        self.ours.take_out()?;
-        let by_c = offer();
-        self.ours.put_in()?;
-        Ok([by_c?, offer()?])
+        self.with_each(offer)
     }
 
     /// Returns the first difference of each case that must not be there, with its index.
@@ -60,11 +70,7 @@ impl<'a> Providers<'a> {
         cases: &[Case],
         counts: &mut [u64],
     ) -> Result<Vec<(usize, Difference)>> {
-        self.ours.take_out()?;
-        let by_c = self.run(cases, patience);
-        self.ours.put_in()?;
-        let by_c = by_c.context("C")?;
-        let by_ours = self.run(cases, patience).context("ours")?;
+        let [by_c, by_ours] = self.with_each(|| self.run(cases, patience))?;
         let mut found = Vec::new();
         for (index, case) in cases.iter().enumerate() {
             let all = differences(&by_c[index], &by_ours[index]);
@@ -99,11 +105,8 @@ impl<'a> Providers<'a> {
             let all = differences(&alone.unwrap_or_default(), &after);
             Ok(first_not_allowed(last, &all, &mut []).is_some())
         };
-        self.ours.take_out()?;
-        let by_c = remembers();
-        self.ours.put_in()?;
-        let found = [("C", by_c?), ("ours", remembers()?)];
-        let found = found.into_iter().filter(|(_, remembers)| *remembers);
+        let found = NAMES.into_iter().zip(self.with_each(remembers)?);
+        let found = found.filter(|(_, remembers)| *remembers);
         Ok(found.map(|(name, _)| name).collect())
     }
 
@@ -112,6 +115,8 @@ impl<'a> Providers<'a> {
         let (mut smallest, mut difference) = (case.clone(), difference);
         'smaller: loop {
             for candidates in shrink::candidates(&smallest).chunks(CANDIDATES) {
+                // It takes minutes, and must not look like a hang.
+                tap::note("  looking for a smaller case");
                 let found = self.compare(candidates, &mut [])?;
                 if let Some((index, other)) = found.into_iter().next() {
                     (smallest, difference) = (candidates[index].clone(), other);
