@@ -13,6 +13,12 @@ use crate::{l2_calls, Code, Event, Fixture, Scene, Step, BY_L1, BY_L2, L2_WAS_AT
 guest_code! {
     /// L2: switches interrupts on.
     l2_sti: "sti", "nop", "nop", "vmmcall", "ud2";
+    /// L2: exits in the shadow of STI.
+    l2_in_shadow: "sti", "cpuid", "vmmcall", "ud2";
+    /// L2: exits in no shadow.
+    l2_in_no_shadow: "nop", "cpuid", "vmmcall", "ud2";
+    /// L2: does nothing.
+    l2_nothing: "nop", "nop", "vmmcall", "ud2";
     /// L2: writes its task priority, and reads it.
     l2_priority: "mov cr8, rax", "xor eax, eax", "mov rbx, cr8", "vmmcall", "ud2";
     /// L2: clears its global interrupt flag.
@@ -61,6 +67,17 @@ pub fn points() -> Vec<Point<Fixture>> {
         Point::new(
             "a virtual interrupt that is intercepted ends L2 before it comes",
             intercepted,
+        ),
+        Point::new("an exit tells of the interrupt shadow of L2", |fixture| {
+            shadow_at_exit(fixture, l2_in_shadow, 1)?;
+            shadow_at_exit(fixture, l2_in_no_shadow, 0)
+        }),
+        Point::new(
+            "the interrupt shadow that L1 gives L2 lasts for an instruction",
+            |fixture| {
+                shadow_at_vmrun(fixture, 0, 0)?;
+                shadow_at_vmrun(fixture, 1, 1)
+            },
         ),
         Point::new(
             "the virtual task priority masks interrupts below it",
@@ -125,6 +142,26 @@ fn delivered(fixture: &Fixture, int_ctl: u32, interrupts: bool, offset: u64) -> 
     let seen = (scene.word(BY_L2), scene.offset(L2_WAS_AT));
     expect("count and offset of interrupts", seen, (1, offset))?;
     Ok(scene)
+}
+
+/// Checks what an exit of L2 one byte behind its beginning says of the interrupt shadow.
+fn shadow_at_exit(fixture: &Fixture, code: Code, shadow: u32) -> Result<()> {
+    let mut scene = Scene::new(fixture, code)?;
+    vmcb::set_intercept(scene.memory(), exit::CPUID);
+    scene.reach(Step::Ready)?;
+    scene.exits(exit::CPUID, 1)?;
+    expect("interrupt shadow", scene.half(vmcb::INT_STATE) & 1, shadow)
+}
+
+/// Checks where a virtual interrupt comes, for an interrupt shadow at VMRUN.
+fn shadow_at_vmrun(fixture: &Fixture, shadow: u32, offset: u64) -> Result<()> {
+    let int_ctl = INTERRUPT | bits::IGNORE_PRIORITY;
+    let mut scene = with_interrupt(fixture, l2_nothing, int_ctl, true)?;
+    scene.memory().write(vmcb::INT_STATE, shadow);
+    scene.reach(Step::Ready)?;
+    scene.exits(exit::VMMCALL, 2)?;
+    let seen = (scene.word(BY_L2), scene.offset(L2_WAS_AT));
+    expect("count and offset of interrupts", seen, (1, offset))
 }
 
 fn waits_for_flag(fixture: &Fixture) -> Result<()> {

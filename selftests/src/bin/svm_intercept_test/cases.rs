@@ -3,8 +3,10 @@
 //! Instructions, registers and exceptions with an intercept of their own.
 
 use anyhow::{ensure, Result};
-use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, REGISTERS};
-use selftests::guest::machine::Stop;
+use selftests::guest::driver::driver;
+use selftests::guest::layout::{exception, BUFFER, EXCEPTIONS, MSR_MAP, REGISTERS};
+use selftests::guest::machine::{run, Stop};
+use selftests::guest::state::{Nested, GUEST_MODE};
 use selftests::guest::tables::nested_entry;
 use selftests::guest::vmcb::{self, exit};
 use selftests::guest::GuestMemory;
@@ -72,9 +74,16 @@ guest_code! {
     l2_int3: "int3", "vmmcall";
     /// A division by zero.
     l2_div: "div rbx", "vmmcall";
+    /// PAUSE, again and again.
+    l2_pauses: "inc rbx", "pause", "jmp l2_pauses";
+    /// Clears EFER.SVME.
+    l2_clear_svme: "mov ecx, 0xc0000080", "rdmsr", "and eax, 0xffffefff", "wrmsr", "vmmcall";
     /// A read of memory.
     l2_load: "mov rbx, [rax]", "vmmcall";
 }
+
+/// The bit of CPUID function 8000_000Ah, EDX, for the filter of PAUSE.
+const PAUSE_FILTER: u32 = 10;
 
 /// An address that is not canonical.
 const NOT_CANONICAL: u64 = 1 << 62;
@@ -245,6 +254,14 @@ pub fn points() -> Vec<Point<Fixture>> {
         },
     ));
     points.push(Point::new(
+        "PAUSE that is intercepted exits when the filter has let so many pass",
+        filters_pauses,
+    ));
+    points.push(Point::new(
+        "L2 that clears EFER.SVME shuts the machine down, and does not run as L1",
+        clears_svme,
+    ));
+    points.push(Point::new(
         "an access that L1's nested page table lacks is reflected",
         |fixture| {
             let page = BUFFER + 0x8000;
@@ -295,4 +312,47 @@ pub fn points() -> Vec<Point<Fixture>> {
         },
     ));
     points
+}
+
+fn filters_pauses(fixture: &Fixture) -> Result<()> {
+    if !fixture.offers(PAUSE_FILTER)? {
+        return Err(Skip("the processor has no filter of PAUSE".into()).into());
+    }
+    for count in [0, 1, 1000u16] {
+        let (ran, _) = fixture.run(l2_pauses, |memory| {
+            vmcb::set_intercept(memory, exit::PAUSE);
+            memory.write(vmcb::PAUSE_COUNT, count);
+        })?;
+        expect("what L2 did", ran, Ran::Exit(exit::PAUSE))?;
+        let pauses = fixture.with(|machine| Ok(machine.memory.read::<u64>(REGISTERS)))?;
+        let count = u64::from(count);
+        // The processor counts anew after each exit to L0.
+        ensure!(
+            (count + 1..=100 * (count + 1)).contains(&pauses),
+            "with a count of {count}, PAUSE number {pauses} exits"
+        );
+    }
+    Ok(())
+}
+
+/// What happens is not defined for a processor. L2 must not get what is L1's, and L1 must be able to
+/// begin again.
+fn clears_svme(fixture: &Fixture) -> Result<()> {
+    fixture.with(|machine| {
+        machine.ready()?;
+        let memory = machine.memory.clone();
+        vmcb::write(&memory, &machine.tables, l2_clear_svme as *const () as u64);
+        memory.fill(MSR_MAP, 0x2000, 0);
+        expect("KVM_RUN", run(&mut machine.vcpus[0]), Stop::Shutdown)?;
+        let state = Nested::read(&machine.vcpus[0])?;
+        ensure!(!state.has(GUEST_MODE), "L2 is still active");
+        machine.start(0, driver)?;
+        vmcb::write(&memory, &machine.tables, l2_vmmcall as *const () as u64);
+        machine.vmrun()?;
+        expect(
+            "exit code",
+            memory.read::<u64>(vmcb::EXIT_CODE),
+            exit::VMMCALL,
+        )
+    })
 }

@@ -3,6 +3,7 @@
 //! Intercepts: what L2 does is reflected to L1 if L1 asks for it, and only then.
 
 mod cases;
+mod emulated;
 mod maps;
 
 use std::cell::RefCell;
@@ -48,6 +49,18 @@ impl Fixture {
         machine.start(0, driver)?;
         *self.machine.borrow_mut() = Some(machine);
         Ok(())
+    }
+
+    /// Returns whether L1 is offered a feature of SVM, by its bit in CPUID 8000_000Ah:EDX.
+    fn offers(&self, bit: u32) -> Result<bool> {
+        let features = selftests::offer::Offer::read(&self.kvm)?.svm_features();
+        Ok(features >> bit & 1 == 1)
+    }
+
+    /// Gives a test the machine, whose L1 is about to report that it is ready.
+    fn with<T>(&self, test: impl FnOnce(&mut Machine) -> Result<T>) -> Result<T> {
+        let mut machine = self.machine.borrow_mut();
+        test(machine.as_mut().context("there is no machine")?)
     }
 
     /// Runs code of L2 once; returns what it did, and what L0's user space saw.
@@ -144,5 +157,6 @@ fn main() -> ExitCode {
     }
     let mut points = cases::points();
     points.extend(maps::points());
+    points.extend(emulated::points());
     tap::run(&points, &fixture, Fixture::restart)
 }

@@ -6,6 +6,7 @@ mod activity;
 mod apic;
 mod areas;
 mod cases;
+mod emulated;
 mod events;
 mod maps;
 mod memory;
@@ -177,6 +178,7 @@ fn main() -> ExitCode {
     points.extend(registers::points());
     points.extend(events::points());
     points.extend(memory::points());
+    points.extend(emulated::points());
     points.extend(activity::points());
     points.extend(areas::points());
     points.extend(pause::points());

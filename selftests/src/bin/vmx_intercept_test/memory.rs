@@ -6,6 +6,7 @@ use anyhow::Result;
 use selftests::guest::layout::{
     BUFFER, EPTP_LIST, PAGE_TABLES_END, PML, SHADOW_VMCS, VMREAD_BITMAP,
 };
+use selftests::guest::tables::nested_entry;
 use selftests::guest::vmx::control::{reason, secondary};
 use selftests::guest::vmx::guest::RAX;
 use selftests::guest::vmx::script::{
@@ -35,27 +36,24 @@ guest_code! {
 }
 
 /// A page that only these tests use.
-const PAGE: u64 = BUFFER + 0x8000;
+pub const PAGE: u64 = BUFFER + 0x8000;
 
 /// VMCALL.
 const VMCALL: u32 = 0x00c1_010f;
 
-/// Bits of an entry of L1's page table: what L2 may do.
-const READ: u64 = 1;
-const WRITE: u64 = 2;
-const EXECUTE: u64 = 4;
+/// Bit of an entry of L1's page table: L2 may read.
+pub const READ: u64 = 1;
+/// L2 may write.
+pub const WRITE: u64 = 2;
+/// L2 may execute.
+pub const EXECUTE: u64 = 4;
 
 /// Write-back.
-const WRITE_BACK: u64 = 6 << 3;
+pub const WRITE_BACK: u64 = 6 << 3;
 
 /// Returns where a page table of L1 for L2 has the entry of a page.
-fn entry(memory: &GuestMemory, eptp: u64, page: u64) -> u64 {
-    let mut table = eptp & !0xfff;
-    for level in (1..4).rev() {
-        let slot = table + 8 * (page >> (12 + 9 * level) & 0x1ff);
-        table = memory.read::<u64>(slot) & !0xfff;
-    }
-    table + 8 * (page >> 12 & 0x1ff)
+pub fn entry(memory: &GuestMemory, eptp: u64, page: u64) -> u64 {
+    nested_entry(memory, eptp & !0xfff, page)
 }
 
 /// Runs code that accesses the page by an entry, and makes it what it was.
@@ -85,7 +83,7 @@ fn with_entry(
 }
 
 /// Lets L1 write entries of its page table, and forget what it was before.
-fn set_entries(machine: &mut VmxMachine, entries: &[(u64, u64)]) {
+pub fn set_entries(machine: &mut VmxMachine, entries: &[(u64, u64)]) {
     let write = |(slot, bits): &(u64, u64)| poke_memory(*slot, *bits);
     let mut operations: Vec<Operation> = entries.iter().map(write).collect();
     operations.push(invept(0, 0, 2));
@@ -232,7 +230,7 @@ fn violations() -> Vec<Point<Fixture>> {
 fn log() -> Vec<Point<Fixture>> {
     vec![
         Point::new("a written page is logged", |fixture| {
-            logged(fixture, 511)?;
+            logged_store(fixture, 511)?;
             fixture.with(|machine| {
                 expect("index", machine.read(field::PML_INDEX)?, 510)?;
                 let entry = machine.memory().read::<u64>(PML + 511 * 8);
@@ -240,16 +238,28 @@ fn log() -> Vec<Point<Fixture>> {
             })
         }),
         Point::new("a full log ends L2", |fixture| {
-            let run = logged(fixture, 0xffff)?;
+            let run = logged_store(fixture, 0xffff)?;
             expect("what L2 did", run.ran, Ran::Exit(reason::PML_FULL))
         }),
     ]
 }
 
 /// Lets L2 write to the page, with the log at an index.
-fn logged(fixture: &Fixture, index: u64) -> Result<crate::Run> {
+fn logged_store(fixture: &Fixture, index: u64) -> Result<crate::Run> {
+    logged(fixture, l2_store_page, index, |machine| {
+        machine.set_register(RAX, PAGE + 8);
+    })
+}
+
+/// Runs code that writes to the page, with the log at an index.
+pub fn logged(
+    fixture: &Fixture,
+    code: Code,
+    index: u64,
+    prepare: fn(&mut VmxMachine),
+) -> Result<crate::Run> {
     let nested = fixture.with(|machine| Ok(machine.machine.tables.nested))?;
-    fixture.run(l2_store_page, &|fields, machine| {
+    fixture.run(code, &|fields, machine| {
         let memory = machine.memory();
         // L1's entries for other pages that L2 writes to are dirty already.
         let dirty = |page| {
@@ -260,7 +270,7 @@ fn logged(fixture: &Fixture, index: u64) -> Result<crate::Run> {
         let slot = entry(memory, nested, PAGE);
         entries.push((slot, memory.read::<u64>(slot) & !(3 << 8)));
         machine.memory().fill(PML, 0x1000, 0);
-        machine.set_register(RAX, PAGE + 8);
+        prepare(machine);
         fields.set(field::EPTP, 1 << 6);
         fields.set(field::SECONDARY, secondary::PML);
         fields.put(field::PML_ADDRESS, PML);
