@@ -23,7 +23,7 @@ help:
 	@echo '  make bench       what operations of L2 cost, in instructions: tables and a chart'
 	@echo '  make bench-check measures, and fails if an operation takes over 2 % more than it did'
 	@echo '  make fuzz        random programs of L1 and L2, with C and with ours: both must do the same'
-	@echo '  make coverage    which lines of nested/ the tests on the host reach'
+	@echo '  make coverage    which lines of nested/ and rust/ the tests reach, on the host and in kernels'
 	@echo '  make shell       a shell at level 0, with our module, QEMU and the selftests'
 	@echo
 	@echo '  make modules     nested-vmx.ko and nested-svm.ko'
@@ -43,13 +43,13 @@ help:
 	@echo '  UNRESTRICTED=1|0   intel: 0: the guests emulate real mode for their guests'
 	@echo '  PROVIDER=ours|c    our module, or the code that is built into KVM'
 	@echo '  ACCEL=auto|kvm|... kvm needs hardware that lends its extension to guests'
-	@echo '  ONLY=TEXT          of make test: the suites whose names contain it; of make bench: the vendors'
+	@echo '  ONLY=TEXT          of make test and coverage: the suites whose names contain it; of make bench: the machines'
 	@echo '  ROWS="NAME ..."    of make bench: these rows only, for example "cpuid hypercall"'
 	@echo '  TRANSITIONS=0|1    1: make bench counts VM entries and VMREADs, too, in another boot'
 	@echo '  CASES=20000 SEED=1 FIRST=0   of make fuzz: how many cases, and which'
 	@echo '  KSRC=DIR           a Linux 7.3.y tree of your own'
 	@echo '  CONFIG_KVM_NESTED_BUILTIN=y|n   n: a KVM without nested code of its own'
-	@echo '  KERNEL_DEBUG=n|y   y: kernels with KASAN, lockdep and the checks of RCU; slow'
+	@echo '  KERNEL_DEBUG=n|y   y: a level 0 with KASAN, lockdep and the checks of RCU; slow'
 
 run:
 	@$(lab) run

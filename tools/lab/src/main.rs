@@ -80,7 +80,7 @@ enum Action {
     },
     /// Measure what operations cost, with both providers
     Bench {
-        /// Measure only the vendors whose names contain this text
+        /// Measure only on the machines whose names contain this text: amd, intel, amd-icount
         #[arg(long, env = "ONLY", value_name = "TEXT", default_value = "")]
         only: String,
         /// Measure only these rows, by their short names
@@ -100,8 +100,12 @@ enum Action {
     },
     /// Run the static checks
     Checks,
-    /// Run the tests of nested/ on the host and print which lines they reach
-    Coverage,
+    /// Run the tests with instrumentation, on the host and in kernels, and print which lines they reach
+    Coverage {
+        /// Run only what has a name that contains this text, for example `host` or `guest tests (amd`
+        #[arg(long, env = "ONLY", value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Run Clippy over the kernel side and the host side
     Clippy,
     /// Build the documents and rustdoc as HTML
@@ -185,18 +189,21 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             check,
         } => {
             let benchmark = scenario::Benchmark::prepare(&cache, options, *transitions)?;
-            let vendors = scenario::vendors_named(only)?;
+            let machines = scenario::machines_named(only)?;
             return if *check {
-                benchmark.check(&vendors, rows)
+                benchmark.check(&machines, rows)
             } else {
-                benchmark.publish(&vendors, rows)
+                benchmark.publish(&machines, rows)
             };
         }
         Action::Fuzz { cases } => return scenario::fuzz(&cache, options, *cases),
         Action::Checks => {
             return Ok(verdict(&checks::run(&cache, options)?));
         }
-        Action::Coverage => return coverage::run(&cache),
+        Action::Coverage { only } => {
+            let selection = Selection::new(only.as_deref());
+            return coverage::run(&cache, options, &selection);
+        }
         Action::Clippy => return Ok(verdict(&checks::clippy(&cache, options)?)),
         Action::Doc => doc::build(&cache, options)?,
     }

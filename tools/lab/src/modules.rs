@@ -26,23 +26,39 @@ pub struct OurModules {
 
 /// Builds the modules for a kernel; kbuild decides what is out of date.
 pub fn ensure(cache: &Cache, kernel: &Kernel) -> Result<OurModules> {
+    let dir = build_dir(&checkout()?, kernel);
+    let checks = if kernel.debug {
+        ", with its checks"
+    } else {
+        ""
+    };
+    let what = format!("for the {} kernel{checks}", kernel.variant);
+    ensure_in(cache, kernel, &dir, &what, &[])
+}
+
+/// Builds modules for a kernel in a directory, with further arguments of make; `what` says which.
+pub fn ensure_in(
+    cache: &Cache,
+    kernel: &Kernel,
+    dir: &Path,
+    what: &str,
+    arguments: &[&str],
+) -> Result<OurModules> {
     if kernel.variant == Variant::Stock {
         bail!("the modules need a kernel with the series: this one is unpatched");
     }
     let checkout = checkout()?;
     let toolchain = Toolchain::ensure(cache)?;
-    let dir = build_dir(&checkout, kernel.variant);
     let guard = lock(cache, &checkout, kernel)?;
-    step::run(
-        &format!("build the modules for the {} kernel", kernel.variant),
-        |step| {
-            let mut make = make(&toolchain, kernel, &checkout, &dir, &guard)?;
-            make.arg(format!("-j{}", default_jobs())).arg("modules");
-            let log = cache.log(&format!("modules-{}", kernel.variant))?;
-            let mut objects = Objects::default();
-            command::logged(&mut make, &log, |line| objects.see(line, step))
-        },
-    )?;
+    step::run(&format!("build the modules {what}"), |step| {
+        let mut make = make(&toolchain, kernel, &checkout, dir, &guard)?;
+        make.args(arguments);
+        make.arg(format!("-j{}", default_jobs())).arg("modules");
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let log = cache.log(&format!("modules-{name}"))?;
+        let mut objects = Objects::default();
+        command::logged(&mut make, &log, |line| objects.see(line, step))
+    })?;
     let modules = OurModules {
         vmx: dir.join("nested-vmx.ko"),
         svm: dir.join("nested-svm.ko"),
@@ -55,9 +71,11 @@ pub fn ensure(cache: &Cache, kernel: &Kernel) -> Result<OurModules> {
     Ok(modules)
 }
 
-/// Returns the directory that modules for a variant are built in.
-pub fn build_dir(checkout: &Path, variant: Variant) -> PathBuf {
-    checkout.join("build").join(variant.name())
+/// Returns the directory that modules for a kernel are built in.
+pub fn build_dir(checkout: &Path, kernel: &Kernel) -> PathBuf {
+    let of_checks = if kernel.debug { "-debug" } else { "" };
+    let name = format!("{}{of_checks}", kernel.variant.name());
+    checkout.join("build").join(name)
 }
 
 /// The locks that a build against a kernel's output needs.

@@ -13,8 +13,14 @@ const SIZE: (u32, u32) = (760, 430);
 /// Colours of the bars: the C provider, ours.
 const COLOURS: [RGBColor; 2] = [RGBColor(158, 158, 158), RGBColor(194, 90, 38)];
 
-/// The rows that are not shown: their numbers are of another size.
-const LEFT_OUT: &[&str] = &["boot", "ipi"];
+/// The rows that are not shown: their numbers are of another size, or no instructions.
+const LEFT_OUT: &[&str] = &[
+    "boot",
+    "ipi",
+    "flush-gigabyte",
+    "fault-exits",
+    "tables-gigabyte",
+];
 
 /// Draws the results of the vendors one above the other as SVG.
 pub fn svg(vendors: &[(&str, &Measured)]) -> Result<String> {

@@ -35,6 +35,11 @@ const ROWS: &[(&str, &str)] = &[
     ("fault-shadow", "page fault, page not mapped by L0 only"),
     ("flush", "a page is replaced, 255 are read"),
     ("dirty-log", "dirty log, per page written"),
+    ("log-pass", "dirty log of level 0, per page written"),
+    ("flush-gigabyte", "flush of a page, 1 GiB mapped"),
+    ("flush-first", "the first eight flushes, 128 MiB mapped"),
+    ("fault-exits", "exits for 100 page faults"),
+    ("tables-gigabyte", "KiB of tables for 1 GiB"),
     ("boot", "boot of Linux"),
 ];
 

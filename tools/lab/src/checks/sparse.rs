@@ -76,7 +76,7 @@ fn series(context: &Context<'_>, touched: &[PathBuf]) -> Result<String> {
 /// Returns the warnings in files of the checkout.
 fn helpers(context: &Context<'_>) -> Result<String> {
     let checkout = context.tree.checkout();
-    let dir = modules::build_dir(checkout, context.kernel.variant);
+    let dir = modules::build_dir(checkout, &context.kernel);
     let guard = modules::lock(context.cache, checkout, &context.kernel)?;
     let mut make = modules::make(&context.toolchain, &context.kernel, checkout, &dir, &guard)?;
     make.args(["C=2", "modules"])

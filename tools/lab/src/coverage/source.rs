@@ -17,10 +17,11 @@ use walkdir::WalkDir;
 const CONSTANT: &str = "the compiler evaluates it";
 
 /// Why the `else` of a `let` is not executed.
-const WAY_OUT: &str = "in the place of a panic: nothing leads there unless something else is wrong";
+pub const WAY_OUT: &str =
+    "in the place of a panic: nothing leads there unless something else is wrong";
 
-/// Why the line that ends a block is not executed.
-const END: &str = "the end of a block that is left in another way";
+/// Why the line that ends a block is not executed, although the line before it is.
+pub const END: &str = "the end of a block that is left in another way";
 
 /// Why another try is not made.
 const RACE: &str =
@@ -36,6 +37,7 @@ pub struct Source {
     /// With the reasons for which they are not executed.
     excused: Vec<(Range, &'static str)>,
     functions: Vec<(Range, String)>,
+    lines: Vec<String>,
     /// Modules in files of their own that are tests.
     test_modules: BTreeSet<String>,
     is_test: bool,
@@ -63,7 +65,8 @@ impl Source {
         Ok(sources.into_iter().map(with_ending).collect())
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Reads the text of a file.
+    pub fn parse(text: &str) -> Result<Self> {
         let mut source = Self::default();
         source.visit_file(&syn::parse_file(text)?);
         for (number, line) in (1..).zip(text.lines()) {
@@ -75,6 +78,7 @@ impl Source {
             source
                 .excused
                 .extend(reason.map(|reason| (number..=number, reason)));
+            source.lines.push(line.to_owned());
         }
         Ok(source)
     }
@@ -88,6 +92,14 @@ impl Source {
     pub fn excuse(&self, line: usize) -> Option<&'static str> {
         let excuse = self.excused.iter().find(|(range, _)| range.contains(&line));
         excuse.map(|(_, reason)| *reason)
+    }
+
+    /// Returns the text of a line.
+    pub fn line(&self, number: usize) -> &str {
+        let line = number
+            .checked_sub(1)
+            .and_then(|index| self.lines.get(index));
+        line.map_or("", String::as_str)
     }
 
     /// Returns the name of the innermost function around a line.

@@ -44,6 +44,8 @@ pub struct Build<'a> {
     /// Holds an output directory and a stamp for each variant.
     dir: PathBuf,
     stock_key: Key,
+    /// The kernel checks itself, which takes time.
+    debug: bool,
 }
 
 impl<'a> Build<'a> {
@@ -71,6 +73,7 @@ impl<'a> Build<'a> {
             fragment,
             jobs,
             stock_key,
+            debug,
         })
     }
 
@@ -219,6 +222,7 @@ impl<'a> Build<'a> {
             srctree: self.source.tree(),
             version: release.trim().to_owned(),
             builtin: variant != Variant::NoBuiltin,
+            debug: self.debug,
             variant,
             key: self.key(variant),
             lock: self.source.lock_name(),

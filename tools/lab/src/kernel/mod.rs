@@ -67,12 +67,24 @@ pub struct Kernel {
     pub version: String,
     /// Whether KVM has nested code of its own.
     pub builtin: bool,
+    /// Whether it checks itself, which takes time.
+    pub debug: bool,
     /// Which kernel this is.
     pub variant: Variant,
     /// Hash of everything that it is made of.
     pub key: Key,
     /// Name of the lock of the source tree, which builds against it take.
     pub lock: String,
+}
+
+/// How much longer a kernel takes that checks itself.
+const SLOWDOWN_OF_CHECKS: u32 = 5;
+
+impl Kernel {
+    /// Returns how many times the usual time things may take with this kernel.
+    pub fn slowdown(&self) -> u32 {
+        if self.debug { SLOWDOWN_OF_CHECKS } else { 1 }
+    }
 }
 
 /// Returns the kernel of a variant; builds what the cache lacks.

@@ -15,6 +15,8 @@ use crate::options::{Accel, Vendor};
 pub enum Engine {
     /// QEMU's emulator, driven by virtme-ng; it has SVM only.
     Tcg,
+    /// The same with a clock that counts instructions; no `ACCEL` names it: it is for measuring.
+    Icount,
     /// Bochs, which emulates VMX and SVM.
     Bochs,
     /// The virtualization extension of this machine, driven by virtme-ng.
@@ -25,6 +27,7 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tcg => "QEMU TCG (virtme-ng)",
+            Self::Icount => "QEMU TCG with -icount",
             Self::Bochs => "Bochs",
             Self::Kvm => "KVM (virtme-ng)",
         })
@@ -36,6 +39,7 @@ impl Engine {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcg => "tcg",
+            Self::Icount => "icount",
             Self::Bochs => "bochs",
             Self::Kvm => "kvm",
         }

@@ -5,6 +5,7 @@
 pub mod accel;
 pub mod bochs;
 pub mod console;
+pub mod icount;
 pub mod vng;
 pub mod watch;
 
@@ -80,6 +81,7 @@ pub struct Target {
 pub fn description(target: &Target) -> String {
     let machine = match target.engine {
         Engine::Tcg | Engine::Kvm => vng::description(target),
+        Engine::Icount => icount::description(target),
         Engine::Bochs => bochs::description(target),
     };
     format!("{machine} {} MiB", target.memory)
@@ -222,6 +224,7 @@ pub fn execute(run: &Run, programs: &Programs, logs: &Path, step: &Step) -> Resu
     let (root, stage) = stage(run, programs, work.path())?;
     let machine = match run.target.engine {
         Engine::Tcg | Engine::Kvm => vng::start(run, programs, work.path(), &stage)?,
+        Engine::Icount => icount::start(run, programs, work.path(), &root, &stage)?,
         Engine::Bochs => bochs::start(run, programs, work.path(), &root, &stage)?,
     };
     let log = logs.join(format!("{}.log", run.name));

@@ -17,11 +17,11 @@ use super::accel::Engine;
 use super::{CMDLINE, Machine, Programs, Run, Target};
 
 /// Returns QEMU's word for the CPU.
-fn processor(engine: Engine) -> &'static str {
+pub fn processor(engine: Engine) -> &'static str {
     match engine {
         Engine::Kvm => "host",
         // Five levels of page tables would make each walk longer, twice over in a guest.
-        Engine::Tcg | Engine::Bochs => "max,+svm,-la57",
+        Engine::Tcg | Engine::Icount | Engine::Bochs => "max,+svm,-la57",
     }
 }
 

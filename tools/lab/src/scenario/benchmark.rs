@@ -3,10 +3,12 @@
 //! `lab bench`: what operations of a guest and of its guest cost, in instructions.
 //!
 //! One boot of level 0 has both providers, one after the other. Level 0 runs on Bochs, whose TSC
-//! counts instructions: the results are the same each time.
+//! counts instructions: the results are the same each time. For SVM, QEMU with a clock that counts
+//! instructions gives a second opinion.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -25,11 +27,49 @@ use crate::step;
 use super::lifecycle::build_program;
 use super::{Bench, Levels, Provider, vendor_name};
 
-/// The program that measures.
+/// The program that measures a guest of the level where it runs.
 const PROGRAM: &str = "nested_benchmark";
+
+/// The program that measures what page tables cost level 0.
+const PAGING_PROGRAM: &str = "nested_paging_benchmark";
 
 /// What is counted by levels of their own: operations whose rounds a trace shows, and how many.
 const COUNTED: &str = "samples=80 cpuid hypercall rdmsr port-kernel";
+
+/// What executes level 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    vendor: Vendor,
+    engine: Engine,
+}
+
+impl Machine {
+    const INTEL: Self = Self::new(Vendor::Intel, Engine::Bochs);
+    const AMD: Self = Self::new(Vendor::Amd, Engine::Bochs);
+    const AMD_AGAIN: Self = Self::new(Vendor::Amd, Engine::Icount);
+    const ALL: [Self; 3] = [Self::INTEL, Self::AMD, Self::AMD_AGAIN];
+
+    const fn new(vendor: Vendor, engine: Engine) -> Self {
+        Self { vendor, engine }
+    }
+
+    /// Returns the name for files, and to choose it by.
+    fn name(self) -> String {
+        let vendor = vendor_name(self.vendor);
+        match self.engine {
+            Engine::Bochs => vendor.to_owned(),
+            engine => format!("{vendor}-{}", engine.name()),
+        }
+    }
+
+    /// Returns what it is, for the heads of tables.
+    fn description(self) -> String {
+        match self.engine {
+            Engine::Bochs => format!("{}, Bochs {}", self.name(), bochs::model(self.vendor)),
+            engine => format!("{}, {engine}", vendor_name(self.vendor)),
+        }
+    }
+}
 
 /// What a boot of level 0 is for.
 struct Plan<'a> {
@@ -55,10 +95,17 @@ struct Plan<'a> {
 /// waited would be counted, and differ from run to run.
 const STEADY: [&str; 2] = ["halt_poll_ns=0", "lapic_timer_advance=0"];
 
+/// When to give a boot up: three emulators may share two processors.
+const LIMITS: Limits = Limits {
+    total: Duration::from_secs(1800),
+    silence: Duration::from_secs(300),
+};
+
 /// Ready to measure.
 pub struct Benchmark {
     bench: Bench,
     program: PathBuf,
+    paging_program: PathBuf,
     /// Whether VM entries are counted, too.
     transitions: bool,
 }
@@ -69,32 +116,32 @@ impl Benchmark {
         Ok(Self {
             bench: Bench::prepare(cache, options, Variant::Builtin, Provider::Ours)?,
             program: build_program(cache, PROGRAM)?,
+            paging_program: build_program(cache, PAGING_PROGRAM)?,
             transitions: transitions == Switch::On,
         })
     }
 
-    /// Measures on the machines of vendors and prints the tables; `rows` names what to measure, all
+    /// Measures on machines and prints the tables; `rows` names what to measure, all
     /// if it is empty.
     ///
-    /// Each emulator keeps one core busy: they run side by side.
-    fn results(&self, vendors: &[Vendor], rows: &str) -> Result<Vec<Results>> {
+    /// Each emulator keeps one processor busy: they run side by side.
+    fn results(&self, machines: &[Machine], rows: &str) -> Result<Vec<Results>> {
         let results = std::thread::scope(|scope| {
-            let threads: Vec<_> = vendors
+            let threads: Vec<_> = machines
                 .iter()
-                .map(|vendor| scope.spawn(|| self.measure(*vendor, rows)))
+                .map(|machine| scope.spawn(|| self.measure(*machine, rows)))
                 .collect();
             threads
                 .into_iter()
                 .map(|thread| {
                     thread
                         .join()
-                        .unwrap_or_else(|_| Err(anyhow!("the thread of a vendor panicked")))
+                        .unwrap_or_else(|_| Err(anyhow!("the thread of a machine panicked")))
                 })
                 .collect::<Result<Vec<_>>>()
         })?;
         for results in &results {
-            let vendor = results.vendor;
-            println!("\n{} ({})", vendor_name(vendor), bochs::model(vendor));
+            println!("\n{}", results.machine.description());
             print!("{}", results.measured.table());
             if let Some(transitions) = &results.transitions {
                 print!("\n{}", transitions.table());
@@ -104,23 +151,23 @@ impl Benchmark {
     }
 
     /// Measures, prints the tables, and writes them and the chart into the tree if they are whole.
-    pub fn publish(&self, vendors: &[Vendor], rows: &str) -> Result<ExitCode> {
-        let all_results = self.results(vendors, rows)?;
+    pub fn publish(&self, machines: &[Machine], rows: &str) -> Result<ExitCode> {
+        let all_results = self.results(machines, rows)?;
         if !rows.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
         for results in &all_results {
-            file::write(&instructions_of(results.vendor)?, &results.measured)?;
+            file::write(&instructions_of(results.machine)?, &results.measured)?;
             if let Some(transitions) = &results.transitions {
-                transitions.write(&transitions_of(results.vendor)?)?;
+                transitions.write(&transitions_of(results.machine)?)?;
             }
         }
-        // The chart has the vendors that were not measured now, too, as far as there are results.
+        // The chart has what was not measured now, too, as far as there are results.
         let mut all = Vec::new();
-        for vendor in [Vendor::Intel, Vendor::Amd] {
-            let path = instructions_of(vendor)?;
+        for machine in [Machine::INTEL, Machine::AMD] {
+            let path = instructions_of(machine)?;
             if path.is_file() {
-                all.push((vendor_name(vendor), file::read(&path)?));
+                all.push((vendor_name(machine.vendor), file::read(&path)?));
             }
         }
         let charts: Vec<_> = all.iter().map(|(name, results)| (*name, results)).collect();
@@ -134,18 +181,18 @@ impl Benchmark {
     }
 
     /// Measures, prints the tables, and fails if an operation takes more than the tree says.
-    pub fn check(&self, vendors: &[Vendor], rows: &str) -> Result<ExitCode> {
+    pub fn check(&self, machines: &[Machine], rows: &str) -> Result<ExitCode> {
         let mut losses = Vec::new();
-        for results in self.results(vendors, rows)? {
-            let vendor = results.vendor;
-            let before = file::read(&instructions_of(vendor)?)?.only(rows);
+        for results in self.results(machines, rows)? {
+            let machine = results.machine;
+            let before = file::read(&instructions_of(machine)?)?.only(rows);
             let mut lost = file::losses(&before, &results.measured);
             if let Some(transitions) = &results.transitions {
-                let before = Transitions::read(vendor, &transitions_of(vendor)?)?;
+                let before = Transitions::read(machine.vendor, &transitions_of(machine)?)?;
                 lost.extend(Transitions::losses(&before, transitions));
             }
-            let vendor = vendor_name(vendor);
-            losses.extend(lost.into_iter().map(|loss| format!("{vendor}: {loss}")));
+            let name = machine.name();
+            losses.extend(lost.into_iter().map(|loss| format!("{name}: {loss}")));
         }
         println!();
         for loss in &losses {
@@ -158,10 +205,11 @@ impl Benchmark {
         Ok(ExitCode::FAILURE)
     }
 
-    /// Measures on a vendor's machine.
-    fn measure(&self, vendor: Vendor, rows: &str) -> Result<Results> {
+    /// Measures on a machine.
+    fn measure(&self, machine: Machine, rows: &str) -> Result<Results> {
+        let vendor = machine.vendor;
         let outcome = self.run(
-            vendor,
+            machine,
             &Plan {
                 name: "benchmark",
                 last: 2,
@@ -173,13 +221,13 @@ impl Benchmark {
             },
         )?;
         let mut results = Results {
-            vendor,
+            machine,
             measured: instructions(&outcome)?,
             transitions: None,
         };
-        if rows.is_empty() && self.transitions {
+        if rows.is_empty() && self.transitions && machine.engine == Engine::Bochs {
             let outcome = self.run(
-                vendor,
+                machine,
                 &Plan {
                     name: "transitions",
                     last: 3,
@@ -198,10 +246,11 @@ impl Benchmark {
     }
 
     /// Boots level 0 once.
-    fn run(&self, vendor: Vendor, plan: &Plan<'_>) -> Result<Outcome> {
+    fn run(&self, machine: Machine, plan: &Plan<'_>) -> Result<Outcome> {
+        let Machine { vendor, engine } = machine;
         let target = Target {
             vendor,
-            engine: Engine::Bochs,
+            engine,
             smp: 1,
             memory: level::memory(0, plan.last) + plan.memory,
         };
@@ -230,7 +279,7 @@ impl Benchmark {
         );
         let nest = Nest {
             last: plan.last,
-            kernel: bench.kernel.bzimage.clone(),
+            kernel: bench.guests.kernel.bzimage.clone(),
             work: Work::Script("nested_benchmark clock\n"),
             modules: steady(bench.guest_kvm(target.vendor, Levels::up_to(2))?),
             nested: vec![ours],
@@ -242,6 +291,7 @@ impl Benchmark {
             middle: Some(plan.middle),
         };
         let mut files = Rootfs::default();
+        files.file(&format!("/bin/{PAGING_PROGRAM}"), &self.paging_program);
         level::add_nest(&mut files, &bench.programs.tools, &nest)?;
         // Level 0 inserts our module when its turn comes.
         let c = Bench {
@@ -253,21 +303,25 @@ impl Benchmark {
             *vendor = vendor.clone().with(parameter);
         }
         Ok(Run {
-            name: format!("{}-{}", plan.name, vendor_name(target.vendor)),
+            name: format!(
+                "{}-{}",
+                plan.name,
+                Machine::new(target.vendor, target.engine).name()
+            ),
             kernel: bench.kernel.bzimage.clone(),
             cmdline: Vec::new(),
             files,
             modules,
             commands: format!("OUR_MODULE={module}\n{}", plan.host),
-            limits: Limits::default(),
+            limits: LIMITS,
             target: *target,
         })
     }
 }
 
-/// The results for a vendor.
+/// The results of a machine.
 struct Results {
-    vendor: Vendor,
+    machine: Machine,
     measured: Measured,
     /// If they were asked for, and all rows.
     transitions: Option<Transitions>,
@@ -278,22 +332,22 @@ fn directory() -> Result<PathBuf> {
     Ok(checkout()?.join("Documentation/performance"))
 }
 
-/// Returns the file with the instructions for a vendor.
-fn instructions_of(vendor: Vendor) -> Result<PathBuf> {
-    Ok(directory()?.join(format!("{}.csv", vendor_name(vendor))))
+/// Returns the file with the instructions of a machine.
+fn instructions_of(machine: Machine) -> Result<PathBuf> {
+    Ok(directory()?.join(format!("{}.csv", machine.name())))
 }
 
-/// Returns the file with the VM entries for a vendor.
-fn transitions_of(vendor: Vendor) -> Result<PathBuf> {
-    Ok(directory()?.join(format!("{}-transitions.csv", vendor_name(vendor))))
+/// Returns the file with the VM entries of a machine.
+fn transitions_of(machine: Machine) -> Result<PathBuf> {
+    Ok(directory()?.join(format!("{}-transitions.csv", machine.name())))
 }
 
-/// Returns the vendors whose names contain a text.
-pub fn vendors_named(part: &str) -> Result<Vec<Vendor>> {
-    let mut vendors = vec![Vendor::Amd, Vendor::Intel];
-    vendors.retain(|vendor| vendor_name(*vendor).contains(part));
-    ensure!(!vendors.is_empty(), "no vendor has a name like {part:?}");
-    Ok(vendors)
+/// Returns the machines whose names contain a text.
+pub fn machines_named(part: &str) -> Result<Vec<Machine>> {
+    let mut machines = Machine::ALL.to_vec();
+    machines.retain(|machine| machine.name().contains(part));
+    ensure!(!machines.is_empty(), "no machine has a name like {part:?}");
+    Ok(machines)
 }
 
 /// Gives kvm.ko its parameters.
@@ -328,20 +382,24 @@ fn instructions(outcome: &Outcome) -> Result<Measured> {
             continue;
         };
         let words: Vec<&str> = line.split_whitespace().collect();
-        match words[..] {
-            ["provider", name] => provider = Some(column(name)?),
-            [row, value] => {
-                // The boot of a level is reported by itself, other rows by the level below.
-                let guest = if row == "boot" { *level } else { *level + 1 };
-                let column = match guest {
-                    1 => Column::L1,
-                    _ => provider.context("results before the first provider")?,
-                };
-                let value = value.parse().with_context(|| format!("bench: {line}"))?;
-                measured.add(row, column, value);
+        let (row, guest, value) = match words[..] {
+            ["provider", name] => {
+                provider = Some(column(name)?);
+                continue;
             }
+            // The boot of a level is reported by itself, other rows by the level below.
+            ["boot", value] => ("boot", *level, value),
+            [row, value] => (row, *level + 1, value),
+            [row, "l1", value] => (row, 1, value),
+            [row, "l2", value] => (row, 2, value),
             _ => bail!("a line of the benchmark that is none: {line}"),
-        }
+        };
+        let column = match guest {
+            1 => Column::L1,
+            _ => provider.context("results before the first provider")?,
+        };
+        let value = value.parse().with_context(|| format!("bench: {line}"))?;
+        measured.add(row, column, value);
     }
     Ok(measured)
 }
@@ -375,6 +433,8 @@ fn transitions(vendor: Vendor, outcome: &Outcome) -> Result<Transitions> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn outcome(lines: &[(u8, &str)]) -> Outcome {
@@ -404,6 +464,8 @@ mod tests {
             (1, "bench: boot 71"),
             (1, "bench: cpuid 6000"),
             (2, "bench: boot 60"),
+            (0, "bench: log-pass l1 5"),
+            (0, "bench: log-pass l2 6"),
         ]))
         .unwrap();
         let rows: Vec<_> = measured.rows().map(|(_, _, counts)| counts).collect();
@@ -411,7 +473,8 @@ mod tests {
             (rows[0].l1, rows[0].c, rows[0].ours),
             (Some(1000), Some(9000), Some(6000))
         );
-        assert_eq!((rows[1].c, rows[1].ours), (Some(80), Some(60)));
+        assert_eq!((rows[1].l1, rows[1].ours), (Some(5), Some(6)));
+        assert_eq!((rows[2].c, rows[2].ours), (Some(80), Some(60)));
         assert!(instructions(&outcome(&[(1, "bench: cpuid 9")])).is_err());
     }
 
@@ -435,9 +498,20 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_name_picks_vendors() {
-        assert_eq!(vendors_named("").unwrap().len(), 2);
-        assert_eq!(vendors_named("intel").unwrap(), [Vendor::Intel]);
-        assert!(vendors_named("arm").is_err());
+    fn each_machine_has_a_file_of_its_own_for_its_results() {
+        let files: BTreeSet<_> = Machine::ALL
+            .iter()
+            .map(|machine| instructions_of(*machine).unwrap())
+            .collect();
+        assert!(files.iter().all(|file| file.is_file()));
+        assert_eq!(files.len(), Machine::ALL.len());
+    }
+
+    #[test]
+    fn a_part_of_a_name_picks_machines() {
+        assert_eq!(machines_named("").unwrap().len(), 3);
+        assert_eq!(machines_named("intel").unwrap(), [Machine::INTEL]);
+        assert_eq!(machines_named("icount").unwrap(), [Machine::AMD_AGAIN]);
+        assert!(machines_named("arm").is_err());
     }
 }

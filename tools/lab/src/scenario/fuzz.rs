@@ -42,7 +42,7 @@ impl Cases {
     pub fn of_test(vendor: Vendor) -> Self {
         let count = match vendor {
             Vendor::Amd => 3072,
-            Vendor::Intel => 1024,
+            Vendor::Intel => 896,
         };
         Self {
             count,
@@ -69,7 +69,7 @@ fn commands(vendor: Vendor, cases: Cases) -> String {
     let test = Test {
         name: PROGRAM.into(),
         program: PROGRAM.into(),
-        arguments: format!("/lab/mod/{module}.ko {count} {seed} {first}"),
+        arguments: format!("/lab/mod/{module}.ko --cases {count} --seed {seed} --first {first}"),
     };
     test.script(time_limit(count), 1) + "true\n"
 }
@@ -144,6 +144,9 @@ mod tests {
             first: 9,
         };
         let script = commands(Vendor::Intel, cases);
-        assert!(script.contains("nested_fuzz_test /lab/mod/nested-vmx.ko 7 8 9 "));
+        let arguments = "--cases 7 --seed 8 --first 9 ";
+        assert!(script.contains(&format!(
+            "nested_fuzz_test /lab/mod/nested-vmx.ko {arguments}"
+        )));
     }
 }

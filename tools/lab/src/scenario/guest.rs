@@ -16,7 +16,7 @@ use crate::options::{Vendor, checkout};
 use crate::tap::{TapReport, Verdict};
 use crate::{command, host, step};
 
-use super::kept::{Question, Results};
+use super::kept::{Purpose, Question, Results};
 use super::lifecycle::{TARGET, processors, remarks};
 use super::selftests::{Test, going_on};
 use super::{Bench, bare, vendor_name};
@@ -29,10 +29,17 @@ fn programs(vendor: Vendor) -> &'static [(&'static str, &'static str)] {
             ("svm_vmrun_check_test", ""),
             ("svm_event_test", ""),
             ("svm_intercept_test", ""),
-            ("svm_address_space_test", "4000"),
-            ("nested_memory_test", "10 100"),
-            ("nested_tables_test", "30"),
-            ("nested_state_test", "1000 2000 1 /lab/mod/nested-svm.ko"),
+            ("svm_address_space_test", "--runs 4000"),
+            ("nested_task_test", ""),
+            ("nested_timer_test", ""),
+            ("nested_memory_test", "--rounds 10 --kills 100"),
+            ("nested_processor_test", "--rounds 10"),
+            ("nested_third_level_test", "--rounds 4000 --moves 200"),
+            ("nested_tables_test", "--rounds 30"),
+            (
+                "nested_state_test",
+                "--rounds 2000 --module /lab/mod/nested-svm.ko",
+            ),
         ],
         Vendor::Intel => &[
             ("vmx_instruction_test", ""),
@@ -40,18 +47,29 @@ fn programs(vendor: Vendor) -> &'static [(&'static str, &'static str)] {
             ("vmx_intercept_test", ""),
             ("vmx_smm_test", ""),
             ("vmx_enlightened_test", ""),
-            ("vmx_near_valid_test", "2048"),
-            ("nested_memory_test", "5 50"),
-            ("nested_tables_test", "30"),
-            ("nested_state_test", "1000 1000 1 /lab/mod/nested-vmx.ko"),
+            ("vmx_near_valid_test", "--states 2048"),
+            ("nested_task_test", ""),
+            ("nested_timer_test", ""),
+            ("nested_memory_test", "--rounds 5 --kills 50"),
+            ("nested_processor_test", "--rounds 5"),
+            ("nested_third_level_test", "--rounds 400 --moves 100"),
+            ("nested_tables_test", "--rounds 30"),
+            (
+                "nested_state_test",
+                "--rounds 1000 --module /lab/mod/nested-vmx.ko",
+            ),
         ],
     }
 }
 
-/// Seconds of the guest that a program may take.
+/// The last option of the programs that take our module out: where it is.
+const MODULE: &str = " --module ";
+
+/// Seconds of the guest that a program may take with a usual kernel.
 const TIME_LIMIT: u32 = 300;
 
-/// Time without a line on the console after which a program is given up with its machine.
+/// Time without a line on the console after which a program is given up with its machine, with a
+/// usual kernel.
 const SILENCE: Duration = Duration::from_secs(240);
 
 /// Builds the programs, statically linked, and returns their directory.
@@ -85,11 +103,12 @@ fn list(vendor: Vendor) -> Vec<Test> {
     programs(vendor).iter().map(test).collect()
 }
 
-/// Returns the script that runs the programs one after the other.
-fn commands(tests: &[Test]) -> String {
+/// Returns the script that runs the programs one after the other, for so many times the usual time
+/// at most.
+fn commands(tests: &[Test], slowdown: u32) -> String {
     let mut script: String = tests
         .iter()
-        .map(|test| test.script(TIME_LIMIT, 1))
+        .map(|test| test.script(TIME_LIMIT * slowdown, 1))
         .collect();
     script.push_str("true\n");
     script
@@ -100,6 +119,45 @@ pub fn run(bench: &Bench, target: &Target, programs: &Path, label: &str) -> Resu
     going_on(&list(target.vendor), label, |tests, label| {
         boot(bench, target, programs, tests, label)
     })
+}
+
+/// Which of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Those that could take our module out. An L1 or L2 on wrong tracks can stop Bochs there.
+    Moving,
+    /// All others.
+    Staying,
+}
+
+/// Runs a part of the programs, without those of their points that take our module out.
+pub fn run_while_loaded(
+    bench: &Bench,
+    target: &Target,
+    programs: &Path,
+    part: Part,
+    label: &str,
+) -> Result<Outcome> {
+    let tests = list_while_loaded(target.vendor, part);
+    going_on(&tests, label, |tests, label| {
+        boot(bench, target, programs, tests, label)
+    })
+}
+
+/// Returns the programs without the arguments that name our module: they leave it in then.
+fn list_while_loaded(vendor: Vendor, part: Part) -> Vec<Test> {
+    let tests = list(vendor).into_iter().filter(|test| {
+        let is_moving = test.arguments.contains(MODULE);
+        is_moving == (part == Part::Moving)
+    });
+    let without = |test: Test| {
+        let arguments = test.arguments.split(MODULE).next().unwrap_or_default();
+        Test {
+            arguments: arguments.into(),
+            ..test
+        }
+    };
+    tests.map(without).collect()
 }
 
 /// Returns the results with the C provider; they may be kept from an earlier run.
@@ -114,13 +172,15 @@ pub fn base(cache: &Cache, c: &Bench, target: &Target, programs: &Path) -> Resul
         bench: c,
         target,
         programs: key.finish().to_string(),
-        commands: commands(&tests),
+        commands: commands(&tests, c.kernel.slowdown()),
         tests: &tests,
+        purpose: Purpose::Comparison,
     };
     question.results(cache, |tests| {
         going_on(tests, "c", |tests, label| {
             boot(c, target, programs, tests, label)
         })
+        .map(Results::from)
     })
 }
 
@@ -141,16 +201,18 @@ fn boot(
         );
     }
     let vendor = vendor_name(target.vendor);
+    let slowdown = bench.kernel.slowdown();
+    let usual = Duration::from_secs(u64::from(TIME_LIMIT) * tests.len() as u64 + 120);
     let run = Run {
         name: format!("guest-tests-{vendor}-{label}"),
         kernel: bench.kernel.bzimage.clone(),
         cmdline: Vec::new(),
         files,
         modules: bench.modules(target)?,
-        commands: commands(tests),
+        commands: commands(tests, slowdown),
         limits: Limits {
-            total: Duration::from_secs(u64::from(TIME_LIMIT) * tests.len() as u64 + 120),
-            silence: SILENCE,
+            total: slowdown * usual,
+            silence: slowdown * SILENCE,
         },
         // Two processors of L1 at once, and a host that disturbs them.
         target: Target {
@@ -346,8 +408,19 @@ mod tests {
     }
 
     #[test]
+    fn a_module_that_stays_is_named_to_no_program() {
+        for vendor in [Vendor::Amd, Vendor::Intel] {
+            let parts = [Part::Moving, Part::Staying].map(|part| list_while_loaded(vendor, part));
+            assert_eq!(parts[0].len(), 1);
+            assert_eq!(parts.concat().len(), list(vendor).len());
+            assert!(!commands(&parts.concat(), 1).contains(".ko"));
+            assert!(commands(&parts[0], 1).contains("nested_state_test --rounds "));
+        }
+    }
+
+    #[test]
     fn each_program_is_between_its_markers() {
-        let script = commands(&list(Vendor::Amd));
+        let script = commands(&list(Vendor::Amd), 1);
         assert!(script.contains("say 'test: nested_memory_test begin'"));
         assert!(script.contains("/lab/selftests/svm_intercept_test  <"));
     }

@@ -10,7 +10,7 @@ use crate::image::level::{self, Nest, Work};
 use crate::image::rootfs::Rootfs;
 use crate::machine::{self, CMDLINE, Limits, Outcome, Run, Status, Target};
 use crate::step;
-use crate::tap::Verdict;
+use crate::tap::{TapReport, Verdict};
 
 use super::{Bench, vendor_name};
 
@@ -136,6 +136,20 @@ pub fn run(plant: &Plant, bench: &Bench, target: &Target) -> Result<Outcome> {
     step::run(&name, |step| {
         machine::execute(&run, &bench.programs, &bench.logs, step)
     })
+}
+
+/// Plants a fault and returns the result as that of a test.
+pub fn result(plant: &Plant, bench: &Bench, target: &Target) -> Result<TapReport> {
+    let objection = objection(plant, &run(plant, bench, target)?);
+    let verdict = match objection {
+        None => Verdict::Passed,
+        Some(_) => Verdict::Failed,
+    };
+    Ok(TapReport::new(
+        plant.name,
+        verdict,
+        objection.unwrap_or_default(),
+    ))
 }
 
 /// Returns what is wrong with the outcome of a planted fault, or nothing if it came out right.

@@ -52,7 +52,7 @@ impl<'a> Jobs<'a> {
 
     /// Says that the job that was added last takes minutes: it begins before the short ones, so that
     /// it is not alone in the end.
-    pub fn is_long(&mut self) {
+    pub fn mark_last_long(&mut self) {
         if let Some(job) = self.0.last_mut() {
             job.long = true;
         }

@@ -74,7 +74,7 @@ fn commands(vendor: &str, kernel: &str, parameters: &str) -> String {
 pub fn processors(engine: Engine) -> u32 {
     match engine {
         Engine::Bochs => 1,
-        Engine::Tcg | Engine::Kvm => 2,
+        Engine::Tcg | Engine::Icount | Engine::Kvm => 2,
     }
 }
 

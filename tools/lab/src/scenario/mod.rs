@@ -30,10 +30,10 @@ use crate::kernel::{self, Kernel, Variant};
 use crate::machine::accel::{self, Engine};
 use crate::machine::{Programs, Target};
 use crate::modules::{self, OurModules};
-use crate::options::{Options, Paging, Vendor, Without};
+use crate::options::{Options, Paging, Vendor, Without, YesNo};
 use crate::{archive, command, host};
 
-pub use benchmark::{Benchmark, vendors_named};
+pub use benchmark::{Benchmark, machines_named};
 pub use fuzz::{Cases, fuzz};
 pub use nested::run;
 pub use shell::shell;
@@ -100,15 +100,72 @@ impl Levels {
     }
 }
 
+/// What guests run that are Linux: the same as level 0, but without a kernel's checks of itself,
+/// which cost more with each level.
+#[derive(Clone, Debug)]
+pub struct Guests {
+    /// The kernel.
+    pub kernel: Kernel,
+    ours: Option<OurModules>,
+    /// Level 0 runs something else.
+    differ: bool,
+}
+
+impl Guests {
+    /// Returns those below a level 0 with this kernel and these modules.
+    fn below(
+        cache: &Cache,
+        options: &Options,
+        kernel: &Kernel,
+        ours: Option<&OurModules>,
+    ) -> Result<Self> {
+        if !kernel.debug {
+            return Ok(Self {
+                kernel: kernel.clone(),
+                ours: ours.cloned(),
+                differ: false,
+            });
+        }
+        let options = Options {
+            kernel_debug: YesNo::N,
+            ..options.clone()
+        };
+        let kernel = kernel::ensure(cache, &options, kernel.variant)?;
+        let ours = ours.map(|_| modules::ensure(cache, &kernel)).transpose()?;
+        Ok(Self {
+            kernel,
+            ours,
+            differ: true,
+        })
+    }
+
+    /// Returns KVM's modules for a vendor.
+    fn kvm(&self, vendor: Vendor) -> Result<Vec<Module>> {
+        let modules = kvm(&self.kernel, vendor)?.into_iter();
+        Ok(modules.map(|module| self.place(module)).collect())
+    }
+
+    /// Gives a module its place in the root.
+    fn place(&self, module: Module) -> Module {
+        if self.differ {
+            module.of_guests()
+        } else {
+            module
+        }
+    }
+}
+
 /// Everything that scenarios need, ready to use.
 #[derive(Clone, Debug)]
 pub struct Bench {
     /// Emulators and virtme-ng.
     pub programs: Programs,
-    /// The kernel of all levels.
+    /// The kernel of level 0.
     pub kernel: Kernel,
-    /// Our modules, if they are wanted.
+    /// Our modules for it, if they are wanted.
     pub ours: Option<OurModules>,
+    /// What guests run that are Linux.
+    pub guests: Guests,
     /// What L1 is.
     pub l1: Hypervisor,
     /// Directory of the logs of machines.
@@ -132,10 +189,12 @@ impl Bench {
             Provider::C => None,
             Provider::Ours => Some(modules::ensure(cache, &kernel)?),
         };
+        let guests = Guests::below(cache, options, &kernel, ours.as_ref())?;
         Ok(Self {
             programs,
             kernel,
             ours,
+            guests,
             l1: Hypervisor::Linux,
             logs: cache.root().join("runs"),
         })
@@ -143,7 +202,7 @@ impl Bench {
 
     /// Returns the modules of level 0 in load order, with the parameters that the engine needs.
     pub fn modules(&self, target: &Target) -> Result<Vec<Module>> {
-        let mut modules = self.kvm(target.vendor)?;
+        let mut modules = kvm(&self.kernel, target.vendor)?;
         if let (Some(vendor), Engine::Bochs, Vendor::Intel) =
             (modules.last_mut(), target.engine, target.vendor)
         {
@@ -163,10 +222,15 @@ impl Bench {
             .collect())
     }
 
+    /// Returns our module for level 0, if it is wanted.
+    pub fn our_module(&self, vendor: Vendor) -> Option<Module> {
+        our_module(self.ours.as_ref(), vendor)
+    }
+
     /// Returns our module for the guests whose guests are hypervisors, if it is wanted.
     pub fn our_guest_module(&self, vendor: Vendor, levels: Levels) -> Option<Module> {
-        let module = self.our_module(vendor)?;
-        Some(self.restricted(module, levels))
+        let module = our_module(self.guests.ours.as_ref(), vendor)?;
+        Some(self.restricted(self.guests.place(module), levels))
     }
 
     /// Tells a module that knows of VMCS shadowing whether to use it. Without nested code of its
@@ -185,25 +249,9 @@ impl Bench {
         }
     }
 
-    /// Returns KVM's modules for a vendor.
-    pub fn kvm(&self, vendor: Vendor) -> Result<Vec<Module>> {
-        let names = match vendor {
-            Vendor::Amd => ["irqbypass.ko", "kvm.ko", "kvm-amd.ko"],
-            Vendor::Intel => ["irqbypass.ko", "kvm.ko", "kvm-intel.ko"],
-        };
-        names
-            .iter()
-            .map(|name| {
-                let path = self.kernel.modules.iter().find(|path| path.ends_with(name));
-                let path = path.with_context(|| format!("the kernel has no module {name}"))?;
-                Ok(Module::new(path))
-            })
-            .collect()
-    }
-
     /// Returns KVM's modules for a guest that is a hypervisor.
     pub fn guest_kvm(&self, vendor: Vendor, levels: Levels) -> Result<Vec<Module>> {
-        let mut modules = self.kvm(vendor)?;
+        let mut modules = self.guests.kvm(vendor)?;
         if let Some(module) = modules.last_mut() {
             if levels.paging == Paging::Shadow {
                 *module = module.clone().with(match vendor {
@@ -218,16 +266,31 @@ impl Bench {
         }
         Ok(modules)
     }
+}
 
-    /// Returns our module for a vendor, if it is wanted.
-    pub fn our_module(&self, vendor: Vendor) -> Option<Module> {
-        self.ours.as_ref().map(|ours| {
-            Module::new(match vendor {
-                Vendor::Amd => &ours.svm,
-                Vendor::Intel => &ours.vmx,
-            })
+/// Returns the modules of KVM in a kernel for a vendor.
+fn kvm(kernel: &Kernel, vendor: Vendor) -> Result<Vec<Module>> {
+    let names = match vendor {
+        Vendor::Amd => ["irqbypass.ko", "kvm.ko", "kvm-amd.ko"],
+        Vendor::Intel => ["irqbypass.ko", "kvm.ko", "kvm-intel.ko"],
+    };
+    names
+        .iter()
+        .map(|name| {
+            let path = kernel.modules.iter().find(|path| path.ends_with(name));
+            let path = path.with_context(|| format!("the kernel has no module {name}"))?;
+            Ok(Module::new(path))
         })
-    }
+        .collect()
+}
+
+/// Returns our module for a vendor, if it is wanted.
+fn our_module(ours: Option<&OurModules>, vendor: Vendor) -> Option<Module> {
+    let OurModules { svm, vmx, .. } = ours?;
+    Some(Module::new(match vendor {
+        Vendor::Amd => svm,
+        Vendor::Intel => vmx,
+    }))
 }
 
 /// Returns the machine that the options ask for.
@@ -252,7 +315,7 @@ pub fn vendor_name(vendor: Vendor) -> &'static str {
 fn version(bench: &Bench, engine: Engine) -> Result<String> {
     let (program, argument) = match engine {
         Engine::Bochs => ("bochs-bin", "--help"),
-        Engine::Tcg | Engine::Kvm => ("qemu-system-x86_64", "--version"),
+        Engine::Tcg | Engine::Icount | Engine::Kvm => ("qemu-system-x86_64", "--version"),
     };
     // Bochs ends with a status of its own after --help: the text is what counts.
     let mut command = bench.programs.tools.command(program);

@@ -4,7 +4,7 @@
 
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
 use crate::image::level;
@@ -75,6 +75,7 @@ pub fn interactive(
                 .context("starting vng")?
                 .wait()?
         }
+        Engine::Icount => bail!("a machine that counts instructions has no input"),
         Engine::Bochs => {
             bochs::image(&run, work.path(), &root, &stage)?;
             let terminal = terminal()?;

@@ -9,13 +9,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::cache::Cache;
 use crate::checks::{self, CheckOutcome};
 use crate::kernel::Variant;
+use crate::machine::Target;
 use crate::machine::accel::{self, Engine};
-use crate::machine::{Status, Target};
 use crate::options::{Options, Vendor};
 use crate::selftests::{self as upstream, Selftests};
 use crate::step::clock;
@@ -23,11 +23,9 @@ use crate::tap::Verdict;
 
 use super::harness::{self, PLANTS};
 use super::jobs::Jobs;
-use super::kept::{Once, Results};
+use super::kept::{self, Once, Results};
 use super::tools::Tools;
-use super::{
-    Bench, Cases, Levels, Provider, bare, fuzz, guest, lifecycle, nested, selftests, vendor_name,
-};
+use super::{Bench, Cases, Provider, bare, fuzz, guest, lifecycle, nested, selftests, vendor_name};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -116,7 +114,7 @@ pub fn test(cache: &Cache, options: &Options, selection: &Selection) -> Result<E
     let ground = Ground::prepare(cache, options)?;
     let mut jobs = Jobs::default();
     jobs.add_several(CHECKS.into(), || static_checks(cache, options));
-    jobs.is_long();
+    jobs.mark_last_long();
     for vendor in [Vendor::Amd, Vendor::Intel] {
         let target = Target {
             vendor,
@@ -209,10 +207,15 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
         ..
     } = ground;
     let label = |what: &str| label(what, &target);
-    jobs.add(label("harness"), move |suite| plants(suite, c, &target));
+    jobs.add(label("harness"), move |suite| {
+        plants(suite, cache, c, &target)
+    });
     jobs.add(label("L0, L1, L2"), move |suite| {
         for (name, bench) in [("C", c), ("ours", patched)] {
-            levels(suite, name, bench, &target, &ground.tools);
+            match nested::test(cache, bench, &target, &ground.tools) {
+                Ok(result) => suite.count(result.verdict, || format!("{name}: {}", result.reason)),
+                Err(error) => suite.broke(&error.context(name)),
+            }
         }
         Ok(())
     });
@@ -222,7 +225,7 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
             life_cycle(suite, bench, &target, &ground.module_tests)
         });
         if bench.kernel.variant == Variant::Builtin {
-            jobs.is_long();
+            jobs.mark_last_long();
         }
     }
     jobs.add(label("fuzz"), move |suite| {
@@ -231,7 +234,7 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
         fuzz::count(suite, &outcome);
         Ok(())
     });
-    jobs.is_long();
+    jobs.mark_last_long();
     jobs.add(label("guest tests, ours"), move |suite| {
         // The processor itself is at hand if it is an emulated one.
         let emulated = (target.vendor, target.engine) == (Vendor::Intel, Engine::Bochs);
@@ -245,7 +248,7 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
         }
         Ok(())
     });
-    jobs.is_long();
+    jobs.mark_last_long();
 }
 
 /// Adds the upstream selftests, each run of which is compared with one on the stock kernel.
@@ -285,7 +288,7 @@ fn label(what: &str, target: &Target) -> String {
 /// Returns the engines on which the upstream selftests run, where the others run on `engine`.
 ///
 /// The two emulators of SVM lack different things, and neither is always right.
-fn selftest_engines(vendor: Vendor, engine: Engine) -> Vec<Engine> {
+pub fn selftest_engines(vendor: Vendor, engine: Engine) -> Vec<Engine> {
     match (vendor, engine) {
         (Vendor::Amd, Engine::Tcg) => vec![Engine::Tcg, Engine::Bochs],
         _ => vec![engine],
@@ -293,16 +296,15 @@ fn selftest_engines(vendor: Vendor, engine: Engine) -> Vec<Engine> {
 }
 
 /// Plants faults, each of which must be found.
-fn plants(suite: &mut Suite, bench: &Bench, target: &Target) -> Result<()> {
-    for plant in PLANTS {
-        let outcome = harness::run(plant, bench, target)?;
-        let objection = harness::objection(plant, &outcome);
-        let verdict = if objection.is_none() {
-            Verdict::Passed
-        } else {
-            Verdict::Failed
-        };
-        suite.count(verdict, || objection.unwrap_or_default());
+fn plants(suite: &mut Suite, cache: &Cache, bench: &Bench, target: &Target) -> Result<()> {
+    let names = PLANTS.map(|plant| plant.name);
+    let machine = (bench, target);
+    let results = kept::of_this_program(cache, "harness", machine, &names, |name| {
+        let plant = PLANTS.into_iter().find(|plant| plant.name == name);
+        harness::result(plant.context("no such plant")?, bench, target)
+    })?;
+    for result in results {
+        suite.count(result.verdict, || result.reason);
     }
     Ok(())
 }
@@ -318,26 +320,6 @@ fn life_cycle(
         suite.count(verdict, || detail);
     }
     Ok(())
-}
-
-/// Boots the chain of levels with one provider.
-fn levels(suite: &mut Suite, name: &str, bench: &Bench, target: &Target, tools: &Tools) {
-    let levels = Levels::up_to(2);
-    let chain = match nested::chain(bench, target, levels, tools) {
-        Ok(chain) => chain,
-        Err(error) => return suite.broke(&error.context(name.to_owned())),
-    };
-    let verdict = if chain.passed() {
-        Verdict::Passed
-    } else {
-        Verdict::Failed
-    };
-    suite.count(verdict, || match (&chain.outcome.status, &chain.mismatch) {
-        (Status::Failed { reason, excerpt }, _) => format!("{name}: {reason}\n{excerpt}"),
-        (Status::Passed, mismatch) => {
-            format!("{name}: {}", mismatch.as_deref().unwrap_or_default())
-        }
-    });
 }
 
 /// Formats the table, the details of what did not pass, and the sum.

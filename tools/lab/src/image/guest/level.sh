@@ -24,6 +24,7 @@ work() {
 status=$(cat /tmp/status)
 
 if [ "$LEVEL" = 0 ]; then
+	executed
 	say "=== lab: end status=$status"
 else
 	say "=== lab: done level=$LEVEL status=$status"

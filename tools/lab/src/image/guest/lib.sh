@@ -17,6 +17,18 @@ fact() {
 	say "fact: $1=$2"
 }
 
+# report_kernel: reports which kernel runs here, and which of its modules nesting depends on.
+report_kernel() {
+	fact kernel "$(uname -r)"
+	for file in /sys/module/kvm_amd /sys/module/kvm_intel /sys/module/nested_svm /sys/module/nested_vmx; do
+		[ -d "$file" ] || continue
+		module=${file##*/}
+		version=
+		[ -f "$file/version" ] && version=$(cat "$file/version")
+		fact "module $module" "${version:-loaded}"
+	done
+}
+
 # relay: prints the lines of its input.
 relay() {
 	while IFS= read -r line || [ -n "$line" ]; do
@@ -60,6 +72,16 @@ counters() {
 	fi
 }
 
+# executed: prints how often each part of our module's code has run, if it was built to count that.
+executed() {
+	for file in /sys/module/nested_*/notes/__llvm_prf_cnts; do
+		[ -f "$file" ] || continue
+		say "=== lab: counters $file"
+		od -An -v -tu8 "$file" | tr -s ' \n' ' ' | fold -s -w 800 | relay
+		say "=== lab: counters end"
+	done
+}
+
 # pack LIST: writes an initramfs of the files in LIST, taken from this level, to standard output.
 pack() {
 	(cd / && cpio -o -H newc <"$1")
@@ -91,7 +113,7 @@ nest() {
 	say "=== lab: start level=$child"
 	kernel=/lab/bzImage
 	[ "$child" = 1 ] && [ -f /lab/l1/bzImage ] && kernel=/lab/l1/bzImage
-	"$QEMU" -L /usr/share/qemu -machine "$machine" -accel kvm -cpu host \
+	"$QEMU" -L /usr/share/qemu -machine "$machine" -accel kvm -cpu "$PROCESSOR" \
 		-smp "$SMP" -m "$memory" -nodefaults -no-user-config -display none \
 		-serial stdio -no-reboot \
 		-kernel "$kernel" -initrd /tmp/next.cpio \

@@ -4,7 +4,7 @@
 #
 # Xen itself prints lines that begin with (XEN). All others are those of the domain.
 
-fact kernel "$(uname -r)"
+report_kernel
 pack /lab/last.list >/tmp/domain.cpio
 rm -f /tmp/nest.status
 say "=== lab: start level=1"
