@@ -367,13 +367,17 @@ pub fn assemble(case: &Case) -> Vec<u8> {
         bytes.0.resize(SLOT as usize, 0x90);
         all.extend(bytes.0);
     }
-    all.extend(match case.vendor {
-        Vendor::Svm => [0x0f, 0x01, 0xd9],
-        Vendor::Vmx => [0x0f, 0x01, 0xc1],
-    });
-    // Again.
-    all.extend([0xeb, 0xfb]);
+    all.extend(calls(case.vendor));
     all
+}
+
+/// Returns the code that calls L1 for ever.
+pub fn calls(vendor: Vendor) -> [u8; 5] {
+    // The last instruction goes back to the first one.
+    match vendor {
+        Vendor::Svm => [0x0f, 0x01, 0xd9, 0xeb, 0xfb],
+        Vendor::Vmx => [0x0f, 0x01, 0xc1, 0xeb, 0xfb],
+    }
 }
 
 /// Returns an instruction with chosen operands.

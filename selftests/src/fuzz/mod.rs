@@ -12,6 +12,7 @@ pub mod allowed;
 pub mod code;
 pub mod corpus;
 pub mod generate;
+pub mod mode;
 pub mod observe;
 pub mod shrink;
 pub mod stage;

@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 
 use super::code::{self, event, EVENT_PORT, OPERAND, PORTS};
 use super::observe::{Seen, What, LOST};
-use super::Case;
+use super::{mode, Case};
 use crate::guest::code::SAYS;
 use crate::guest::layout::{
     exception, EXCEPTIONS, MSR_LIST, OTHER_VMCS, PML, RAM, VIRTUAL_APIC, VMREAD_BITMAP,
@@ -100,6 +100,7 @@ impl Stage {
         // An address for VMPTRLD and others; a limit and a base for LGDT.
         memory.write(OPERAND, OTHER_VMCS);
         memory.write(OPERAND + 8, 0u64);
+        mode::write(memory, case.vendor);
     }
 
     /// Returns whether the guest was interrupted, or executes what is not its code: what it has done

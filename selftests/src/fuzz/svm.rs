@@ -5,13 +5,26 @@
 use anyhow::Result;
 use kvm_ioctls::Kvm;
 
+use super::mode::{Mode, Vectors};
 use super::observe::{Seen, What};
 use super::stage::{self, Stage};
-use super::svm_script::{self as script, kind, NOTHING};
+use super::svm_script::{self as script, kind, Answer, NOTHING};
 use super::svm_vocabulary::TASK_ATTRIBUTES;
 use super::{code, Action, Case, Subject};
 use crate::guest::layout::{OTHER_VMCS, REGISTERS, TASK, TSS, VMCB, VMCB_SLOT};
 use crate::guest::vmcb;
+
+/// Paging in CR0.
+const PAGING: u64 = 1 << 31;
+
+/// Long-mode enable in EFER.
+const LONG_MODE_ENABLE: u64 = 1 << 8;
+
+/// The register CS.
+const CODE_SEGMENT: u64 = vmcb::SEGMENTS + 16;
+
+/// The clean bits of GDTR and IDTR, and of the segments.
+const CLEAN_TABLES_AND_SEGMENTS: u32 = 1 << 7 | 1 << 8;
 
 /// The machine.
 pub struct Svm {
@@ -49,6 +62,48 @@ impl Svm {
         }
     }
 
+    /// Lets L1 take some steps; what stops it is noted.
+    fn execute(
+        &mut self,
+        round: &[Action],
+        seen: &mut Vec<Seen>,
+        step: usize,
+    ) -> Result<Vec<Answer>> {
+        let operations: Vec<_> = round.iter().map(Self::operation).collect();
+        script::write(&self.stage.machine.memory, &operations);
+        self.stage.run(seen, step)?;
+        let memory = &self.stage.machine.memory;
+        Ok(script::answers(memory, round.len()))
+    }
+
+    /// Gives L2 what it needs in the mode in which it begins.
+    fn fit_mode(&self) {
+        let memory = &self.stage.machine.memory;
+        let word = |at| memory.read::<u64>(at);
+        let attributes = memory.read::<u16>(CODE_SEGMENT + 2);
+        let mode = Mode {
+            cr0: word(vmcb::CR0),
+            rflags: word(vmcb::RFLAGS),
+            long: word(vmcb::CR0) & PAGING != 0 && word(vmcb::EFER) & LONG_MODE_ENABLE != 0,
+            code_is_64_bit: attributes & 1 << 9 != 0,
+            code_is_32_bit: attributes & 1 << 10 != 0,
+            rip: word(vmcb::RIP),
+        };
+        if let Some(Vectors { base, limit }) = mode.vectors() {
+            memory.write(vmcb::IDTR + 4, limit as u32);
+            memory.write(vmcb::IDTR + 8, base);
+        }
+        if let Some(segment) = mode.segment() {
+            memory.write(CODE_SEGMENT + 8, segment.base);
+            if let Some(selector) = segment.selector {
+                memory.write(CODE_SEGMENT, selector as u16);
+            }
+            memory.write(vmcb::RIP, segment.rip);
+        }
+        let clean = memory.read::<u32>(vmcb::CLEAN);
+        memory.write(vmcb::CLEAN, clean & !CLEAN_TABLES_AND_SEGMENTS);
+    }
+
     fn operation(action: &Action) -> (u64, [u64; 3]) {
         let [a, b, c] = action.operands;
         let kind = match action.verb {
@@ -71,6 +126,12 @@ impl Svm {
     }
 }
 
+/// Returns whether L2 may run in another mode than L1.
+fn changes_mode(case: &Case) -> bool {
+    let mut changed = case.steps.iter().map(|step| step.operands[0]);
+    changed.any(|at| [vmcb::CR0, vmcb::EFER, vmcb::RFLAGS, CODE_SEGMENT].contains(&at))
+}
+
 impl Subject for Svm {
     fn run(&mut self, case: &Case) -> Result<Vec<Seen>> {
         let mut seen = Vec::new();
@@ -83,15 +144,21 @@ impl Subject for Svm {
             let entry = rest.iter().position(|step| step.verb == "vmrun");
             let count = entry.map_or(rest.len(), |entry| entry + 1);
             let round = rest.get(..count).unwrap_or_default();
-            let operations: Vec<_> = round.iter().map(Self::operation).collect();
-            script::write(&self.stage.machine.memory, &operations);
             let last = first + count - 1;
-            self.stage.run(&mut seen, last)?;
+            let answers = if entry.is_some() && changes_mode(case) {
+                let mut answers = self.execute(&round[..count - 1], &mut seen, last)?;
+                if !self.stage.is_over() {
+                    self.fit_mode();
+                    answers.extend(self.execute(&round[count - 1..], &mut seen, last)?);
+                }
+                answers
+            } else {
+                self.execute(round, &mut seen, last)?
+            };
             if self.stage.is_lost() {
                 break;
             }
-            let memory = &self.stage.machine.memory;
-            for (step, answer) in (first..).zip(script::answers(memory, count)) {
+            for (step, answer) in (first..).zip(answers) {
                 if answer.outcome == NOTHING {
                     break;
                 }

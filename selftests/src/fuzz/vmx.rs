@@ -6,6 +6,7 @@ use anyhow::{ensure, Result};
 use kvm_ioctls::Kvm;
 
 use super::allowed::{FIELDS_OF_C, FIELDS_OF_OURS};
+use super::mode::{Mode, Vectors};
 use super::observe::{Seen, What};
 use super::stage::{self, Stage};
 use super::{code, Action, Case, Subject};
@@ -13,7 +14,8 @@ use crate::guest::layout::{
     APIC_ACCESS, MSR_LIST, OTHER_VMCS, PML, SHADOW_VMCS, VIRTUAL_APIC, VMCS, VMREAD_BITMAP,
     VMXON_REGION, VMX_REGISTERS,
 };
-use crate::guest::vmx::field;
+use crate::guest::vmx::bits::entry;
+use crate::guest::vmx::field::{self, segment};
 use crate::guest::vmx::near_valid;
 use crate::guest::vmx::script::{self, Answer, Operation};
 use crate::guest::vmx::{control, Capabilities, Fields};
@@ -144,6 +146,52 @@ impl Vmx {
         }
     }
 
+    /// Gives L2 what it needs in the mode in which it begins, if there is a current VMCS.
+    fn fit_mode(&mut self, seen: &mut Vec<Seen>, step: usize) -> Result<()> {
+        let reads = [
+            field::GUEST_CR0,
+            field::GUEST_RFLAGS,
+            field::ENTRY,
+            field::GUEST_RIGHTS + segment::CS,
+            field::GUEST_RIP,
+        ]
+        .map(|field| script::vmread(field.into()));
+        let answers = self.execute(&reads, seen, step)?;
+        let [Answer::Done(cr0), Answer::Done(rflags), Answer::Done(controls), Answer::Done(rights), Answer::Done(rip)] =
+            answers[..]
+        else {
+            return Ok(());
+        };
+        let mode = Mode {
+            cr0,
+            rflags,
+            long: controls & entry::LONG_MODE != 0,
+            code_is_64_bit: rights & 1 << 13 != 0,
+            code_is_32_bit: rights & 1 << 14 != 0,
+            rip,
+        };
+        let mut changes = Vec::new();
+        if let Some(Vectors { base, limit }) = mode.vectors() {
+            changes.push((field::GUEST_BASE + segment::IDTR, base));
+            changes.push((field::GUEST_LIMIT + segment::IDTR, limit));
+        }
+        if let Some(found) = mode.segment() {
+            changes.push((field::GUEST_BASE + segment::CS, found.base));
+            if let Some(selector) = found.selector {
+                changes.push((field::GUEST_SELECTOR + segment::CS, selector));
+            }
+            changes.push((field::GUEST_RIP, found.rip));
+        }
+        if !changes.is_empty() {
+            let writes = changes.into_iter();
+            let writes: Vec<Operation> = writes
+                .map(|(field, value)| script::vmwrite(field.into(), value))
+                .collect();
+            self.execute(&writes, seen, step)?;
+        }
+        Ok(())
+    }
+
     /// Notes what L1 can read after an entry of L2.
     fn observe(&mut self, seen: &mut Vec<Seen>, step: usize) -> Result<()> {
         let reads: Vec<Operation> = self
@@ -172,6 +220,19 @@ impl Vmx {
         }
         Ok(())
     }
+}
+
+/// Returns whether L2 may run in another mode than L1.
+fn changes_mode(case: &Case) -> bool {
+    let writes = case.steps.iter().filter(|step| step.verb == "vmwrite");
+    let mut changed = writes.map(|step| step.operands[0]);
+    let all = [
+        field::GUEST_CR0,
+        field::GUEST_RFLAGS,
+        field::ENTRY,
+        field::GUEST_RIGHTS + segment::CS,
+    ];
+    changed.any(|at| all.map(u64::from).contains(&at))
 }
 
 /// No field has a value.
@@ -203,7 +264,17 @@ impl Subject for Vmx {
             let round = rest.get(..count).unwrap_or_default();
             before.extend(round.iter().map(Self::operation));
             let last = first + count - 1;
-            let answers = self.execute(&before, &mut seen, last)?;
+            let answers = if entry.is_some() && changes_mode(case) {
+                let (steps, entry) = before.split_at(before.len() - 1);
+                let mut answers = self.execute(steps, &mut seen, last)?;
+                if !self.stage.is_over() {
+                    self.fit_mode(&mut seen, last)?;
+                    answers.extend(self.execute(entry, &mut seen, last)?);
+                }
+                answers
+            } else {
+                self.execute(&before, &mut seen, last)?
+            };
             if self.stage.is_lost() {
                 break;
             }

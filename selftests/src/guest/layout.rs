@@ -47,6 +47,9 @@ pub const HOST_SAVE: u64 = 0x8000;
 /// The interrupt-descriptor table of L3.
 const IDT_OF_L3: u64 = 0xc000;
 
+/// The interrupt-vector table of an L2 in real mode; what it refers to follows it.
+pub const VECTORS: u64 = 0xd000;
+
 /// Returns the address of the interrupt-descriptor table of a level; level 0 is L1.
 pub const fn idt(level: u64) -> u64 {
     match level {

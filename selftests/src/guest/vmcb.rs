@@ -61,6 +61,8 @@ fields! {
     /// The first segment register; each has 16 bytes, in the order ES, CS, SS, DS, FS, GS, GDTR,
     /// LDTR, IDTR, TR.
     SEGMENTS = 0x400;
+    /// The register IDTR, as a segment register.
+    IDTR = 0x480;
     /// The privilege level, 8 bits.
     CPL = 0x4cb;
     /// The register EFER.
