@@ -201,6 +201,17 @@ const ADDRESSES: Values = &[
     1 << 47,
     0x1000,
 ];
+/// What is in the memory of a VMCB or VMCS is no code.
+const JUMPS: Values = &[
+    DATA,
+    DATA + 0xffc,
+    NOWHERE,
+    0xfee0_0000,
+    0x3f_f000,
+    1 << 39,
+    1 << 47,
+    0x1000,
+];
 const FIELDS: Values = &[0, 0x2000, 0x4402, 0x681e, 0x6c16, 0x2802, 0xffff, 1 << 20];
 const FLAGS: Values = &[
     2, 0x202, 0x102, 0x302, 0x4_0002, 0x2_0002, 0x20_0002, 0x3002,
@@ -287,7 +298,7 @@ rows! {
     "load" ANY (ADDRESSES): |code, [address, ..]| code.rax(address).put(&[0x48, 0x8b, 0x00]);
     "store" ANY (ADDRESSES): |code, [address, ..]|
         code.rax(address).put(&[0x48, 0xc7, 0x00]).put(&[0x55, 0, 0, 0]);
-    "jump" ANY (ADDRESSES): |code, [address, ..]| code.rax(address).put(&[0xff, 0xe0]);
+    "jump" ANY (JUMPS): |code, [address, ..]| code.rax(address).put(&[0xff, 0xe0]);
     "sti" ANY (): |code, _| code.put(&[0xfb]);
     "cli" ANY (): |code, _| code.put(&[0xfa]);
     "popf" ANY (FLAGS): |code, [flags, ..]| code.dword(0x68, flags).put(&[0x9d]);

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an L2 needs that does not begin in 64-bit mode.
+//! What keeps an L2 on its tracks.
 //!
-//! Random changes put L2 into other modes, in which its code and its interrupt-descriptor table are
-//! not what they are for L1. It then executes what it happens to find: tables, and code of L1. How
-//! far it gets in that depends on the time that it has and on the addresses of this program; it
-//! overwrites the tables that it runs on; and QEMU itself can hang when code is on the page of a table
-//! that is used to find it.
+//! Random changes put L2 into other modes than 64-bit mode, in which its code and its
+//! interrupt-descriptor table are not what they are for L1, or let it go on at an address that nothing
+//! has set. It would execute what it happens to find there: tables, and code of L1. How far it gets in
+//! that depends on the time that it has and on the addresses of this program; it overwrites the tables
+//! that it runs on; and QEMU itself hangs when it translates code on the page of a table, and has to
+//! set a flag in a table to find what follows.
 
 use super::code;
-use crate::guest::layout::VECTORS;
+use crate::guest::layout::{GDT, PAGE_TABLES, VECTORS};
 use crate::guest::memory::GuestMemory;
 use crate::guest::Vendor;
 
@@ -95,7 +96,19 @@ impl Mode {
     }
 }
 
-/// Writes the vector table of real mode: at each exception and interrupt, L2 calls L1.
+/// Where an L2 arrives that goes on at an address of which it has none, or behind its data: address 0,
+/// as for SYSCALL, SYSENTER, and IRET in real mode; the null descriptor, which nobody reads; and the
+/// page behind that of the data.
+const ARRIVALS: [u64; 3] = [0, GDT, code::DATA + 0x1000];
+
+/// Where an L2 comes past that executes zeros, before it is at the tables.
+const GUARD: u64 = PAGE_TABLES - 0x80;
+
+/// Instructions without effect, more than the longest instruction has bytes.
+const SLED: [u8; 16] = [0x90; 16];
+
+/// Writes the vector table of real mode. What it refers to calls L1, as does what is at [`ARRIVALS`]
+/// and [`GUARD`].
 pub fn write(memory: &GuestMemory, vendor: Vendor) {
     let handler = VECTORS + VECTORS_SIZE;
     // Segment and offset.
@@ -103,8 +116,12 @@ pub fn write(memory: &GuestMemory, vendor: Vendor) {
     for at in (VECTORS..handler).step_by(4) {
         memory.write(at, vector);
     }
-    for (at, byte) in (handler..).zip(code::calls(vendor)) {
-        memory.write(at, byte);
+    for start in ARRIVALS.into_iter().chain([handler, GUARD]) {
+        let sled = if start == GUARD { &SLED[..] } else { &[] };
+        let code = sled.iter().copied().chain(code::calls(vendor));
+        for (at, byte) in (start..).zip(code) {
+            memory.write(at, byte);
+        }
     }
 }
 

@@ -23,8 +23,8 @@ const LONG_MODE_ENABLE: u64 = 1 << 8;
 /// The register CS.
 const CODE_SEGMENT: u64 = vmcb::SEGMENTS + 16;
 
-/// The clean bits of GDTR and IDTR, and of the segments.
-const CLEAN_TABLES_AND_SEGMENTS: u32 = 1 << 7 | 1 << 8;
+/// The clean bits of what makes the mode: control registers, GDTR and IDTR, and the segments.
+const CLEAN_MODE: u32 = 1 << 5 | 1 << 7 | 1 << 8;
 
 /// The machine.
 pub struct Svm {
@@ -77,7 +77,10 @@ impl Svm {
     }
 
     /// Gives L2 what it needs in the mode in which it begins.
-    fn fit_mode(&self) {
+    ///
+    /// The clean bits hold for what is in the VMCB; of a VMCB with which this case has not entered L2
+    /// yet, they would let L2 begin with the state of an earlier case.
+    fn fit_mode(&self, is_first: bool) {
         let memory = &self.stage.machine.memory;
         let word = |at| memory.read::<u64>(at);
         let attributes = memory.read::<u16>(CODE_SEGMENT + 2);
@@ -101,7 +104,8 @@ impl Svm {
             memory.write(vmcb::RIP, segment.rip);
         }
         let clean = memory.read::<u32>(vmcb::CLEAN);
-        memory.write(vmcb::CLEAN, clean & !CLEAN_TABLES_AND_SEGMENTS);
+        let dirty = if is_first { u32::MAX } else { CLEAN_MODE };
+        memory.write(vmcb::CLEAN, clean & !dirty);
     }
 
     fn operation(action: &Action) -> (u64, [u64; 3]) {
@@ -129,7 +133,14 @@ impl Svm {
 /// Returns whether L2 may run in another mode than L1.
 fn changes_mode(case: &Case) -> bool {
     let mut changed = case.steps.iter().map(|step| step.operands[0]);
-    changed.any(|at| [vmcb::CR0, vmcb::EFER, vmcb::RFLAGS, CODE_SEGMENT].contains(&at))
+    let modes = [
+        vmcb::CR0,
+        vmcb::EFER,
+        vmcb::RFLAGS,
+        vmcb::CLEAN,
+        CODE_SEGMENT,
+    ];
+    changed.any(|at| modes.contains(&at))
 }
 
 impl Subject for Svm {
@@ -139,6 +150,7 @@ impl Subject for Svm {
         self.prepare();
         self.stage.begin(case, REGISTERS);
         let mut first = 0;
+        let mut is_first = true;
         while first < case.steps.len() && !self.stage.is_over() {
             let rest = case.steps.get(first..).unwrap_or_default();
             let entry = rest.iter().position(|step| step.verb == "vmrun");
@@ -148,7 +160,8 @@ impl Subject for Svm {
             let answers = if entry.is_some() && changes_mode(case) {
                 let mut answers = self.execute(&round[..count - 1], &mut seen, last)?;
                 if !self.stage.is_over() {
-                    self.fit_mode();
+                    self.fit_mode(is_first);
+                    is_first = false;
                     answers.extend(self.execute(&round[count - 1..], &mut seen, last)?);
                 }
                 answers
