@@ -93,6 +93,16 @@ pub const ALLOWED: &[Allowed] = &[
         rest: Rest::Same,
     },
     Allowed {
+        reason: "KVM's own code loads MSRs before the processor checks L2's state, which comes first \
+                 (SDM, \"VM Entries\")",
+        applies: |_, difference| {
+            difference.what() == Some(What::Field(field::EXIT_REASON))
+                && difference.reason == Some(reason::MSR_LOAD)
+                && difference.other_reason == Some(reason::INVALID_STATE)
+        },
+        rest: Rest::Follows,
+    },
+    Allowed {
         reason:
             "KVM's own code enters with the current VMCS as the link pointer, which must not be \
                  (SDM, \"Checks on Guest Non-Register State\")",
@@ -225,6 +235,22 @@ mod tests {
         };
         let all = differences(&seen(first), &seen(second));
         first_not_allowed(&case, &all, &mut []).cloned()
+    }
+
+    #[test]
+    fn the_state_is_checked_before_msrs_are_loaded() {
+        let seen = |value| [Seen::number(0, What::Field(field::EXIT_REASON), value)];
+        let is_allowed = |c, ours| {
+            let case = Case {
+                vendor: Vendor::Vmx,
+                code: Vec::new(),
+                steps: Vec::new(),
+            };
+            first_not_allowed(&case, &differences(&seen(c), &seen(ours)), &mut []).is_none()
+        };
+        assert!(is_allowed(reason::MSR_LOAD, reason::INVALID_STATE));
+        assert!(!is_allowed(reason::INVALID_STATE, reason::MSR_LOAD));
+        assert!(!is_allowed(reason::VMCALL, reason::INVALID_STATE));
     }
 
     #[test]
