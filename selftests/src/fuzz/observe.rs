@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use crate::guest::vmx::bits::reason;
 use crate::guest::vmx::field;
 
 /// Something that is seen.
@@ -93,6 +94,8 @@ pub struct Difference {
     pub other_reason: Option<u64>,
     /// The qualification of that exit with the first one.
     pub qualification: Option<u64>,
+    /// Whether L2's state is what is wrong with an entry of the second one, there or behind.
+    pub other_fails: bool,
 }
 
 impl Difference {
@@ -159,6 +162,9 @@ impl fmt::Display for Difference {
 /// compared.
 pub fn differences(first: &[Seen], second: &[Seen]) -> Vec<Difference> {
     let mut differences = Vec::new();
+    let invalid = |seen: &Seen| {
+        seen.what == What::Field(field::EXIT_REASON) && seen.value == reason::INVALID_STATE
+    };
     for index in 0..first.len().max(second.len()) {
         let (one, other) = (first.get(index), second.get(index));
         if one == other {
@@ -170,6 +176,7 @@ pub fn differences(first: &[Seen], second: &[Seen]) -> Vec<Difference> {
             reason: one.and_then(|seen| value_of(first, seen.step, field::EXIT_REASON)),
             other_reason: other.and_then(|seen| value_of(second, seen.step, field::EXIT_REASON)),
             qualification: one.and_then(|seen| value_of(first, seen.step, field::QUALIFICATION)),
+            other_fails: second.iter().skip(index).any(invalid),
         };
         let aligned = difference.values().is_some();
         differences.push(difference);
