@@ -17,6 +17,7 @@ use crate::mmu::shadow::hardware::HardwareKind;
 const TABLES: u64 = 4;
 const CPUS: usize = 2;
 const LARGE: u64 = 0x80_0000;
+const EVERYTHING: Frames = Frames::new(Gpa::from_raw(0), 1 << 40);
 
 /// What a processor may use for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -378,14 +379,13 @@ impl Machine {
     }
 
     fn dirty_pass(&mut self) {
-        let everything = Frames::new(Gpa::from_raw(0), 1 << 40);
         let needed = match self.effective_tracking() {
             Tracking::None => return,
-            Tracking::Protect => self.world.shadow.write_protect(&everything),
+            Tracking::Protect => self.world.shadow.write_protect(&EVERYTHING),
             Tracking::Flag => {
                 let world = &mut self.world;
                 // Whatever was reported, L0 asks to hear of again.
-                let needed = world.shadow.sync_dirty(&everything, &world.reports);
+                let needed = world.shadow.sync_dirty(&EVERYTHING, &world.reports);
                 if world.reports.0.borrow().len() % 2 == 0 {
                     needed
                 } else {
@@ -397,9 +397,43 @@ impl Machine {
         };
         self.follow(needed);
         let reported = self.world.reports.0.take();
-        let written = core::mem::take(&mut self.written);
+        self.check_log(&reported);
+        self.written.clear();
+    }
+
+    fn read_log(&mut self) {
+        if self.tracking == Tracking::None {
+            return;
+        }
+        let world = &mut self.world;
+        let needed = world.shadow.sync_dirty(&EVERYTHING, &world.reports);
+        self.follow(needed);
+        self.check_log(&self.world.reports.0.borrow());
+    }
+
+    fn clear_log(&mut self, pages: impl Iterator<Item = u64>) {
+        let mut needed = FlushNeeded::No;
+        for page in pages {
+            let world = &mut self.world;
+            // L0 asks for pages in the log only.
+            if self.tracking == Tracking::None || !world.reports.0.borrow_mut().remove(&page) {
+                continue;
+            }
+            self.written.remove(&page);
+            let frames = Frames::new(Gpa::from_raw(page), 0x1000);
+            needed = match self.tracking {
+                Tracking::Flag => world.shadow.clear_dirty(&frames, &world.reports),
+                _ => world.shadow.write_protect(&frames),
+            };
+        }
+        self.follow(needed);
+    }
+
+    /// Makes sure that L0 has heard of all that L2 has written.
+    fn check_log(&self, reported: &BTreeSet<u64>) {
+        let written = &self.written;
         assert!(
-            reported.is_superset(&written),
+            reported.is_superset(written),
             "{written:x?} was written, {reported:x?} reported"
         );
     }
@@ -463,6 +497,11 @@ impl Machine {
                 self.follow(needed);
             }
             Step::DirtyPass => self.dirty_pass(),
+            Step::ReadLog => self.read_log(),
+            Step::ClearLog { page, count } => {
+                let first = Self::page(page);
+                self.clear_log((first..).step_by(0x1000).take(usize::from(count)));
+            }
             Step::Log { tracking } => {
                 self.dirty_pass();
                 let all = [Tracking::None, Tracking::Protect, Tracking::Flag];
@@ -470,9 +509,8 @@ impl Machine {
                 // What is mapped already begins to be logged by the first pass.
                 self.written.clear();
                 self.protected.borrow_mut().clear();
-                let everything = Frames::new(Gpa::from_raw(0), 1 << 40);
                 let world = &mut self.world;
-                let needed = world.shadow.unmap(&everything, &world.reports);
+                let needed = world.shadow.unmap(&EVERYTHING, &world.reports);
                 self.follow(needed);
                 self.world.reports.0.take();
             }

@@ -88,6 +88,14 @@ pub(super) enum Step {
         #[arbitrary(with = below::<2>)]
         cpu: u8,
     },
+    /// User space reads which pages are dirty, and says later which of them it has copied.
+    ReadLog,
+    /// User space says of pages that it copies them now.
+    ClearLog {
+        page: u8,
+        #[arbitrary(with = one_to::<3>)]
+        count: u8,
+    },
 }
 
 fn below<const END: u8>(bytes: &mut Unstructured<'_>) -> Result<u8> {

@@ -40,5 +40,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(|wanted| Step::Shrink { wanted }),
         1 => Just(Step::Reclaim),
         1 => (0..2u8).prop_map(|cpu| Step::Switch { cpu }),
+        1 => Just(Step::ReadLog),
+        2 => (any::<u8>(), 1..4u8).prop_map(|(page, count)| Step::ClearLog { page, count }),
     ]
 }
