@@ -2,7 +2,6 @@
 
 //! Static checks of the tree: nothing here boots a machine.
 
-mod harness;
 mod sparse;
 pub mod tree;
 
@@ -140,7 +139,6 @@ const CHECKS: &[Check] = &[
     ("no panic path", panics),
     ("kernel clippy", kernel_clippy),
     ("sphinx", |context| context.tree.sphinx()),
-    ("kselftest", harness::check),
 ];
 
 /// The objects of our crates, below the directory of the modules.

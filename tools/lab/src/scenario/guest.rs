@@ -93,6 +93,11 @@ pub fn build(cache: &Cache) -> Result<PathBuf> {
     Ok(output.join(TARGET).join("release"))
 }
 
+/// Returns whether a program is for a vendor.
+pub fn has(vendor: Vendor, name: &str) -> bool {
+    programs(vendor).iter().any(|(program, _)| *program == name)
+}
+
 /// Returns the programs as tests.
 fn list(vendor: Vendor) -> Vec<Test> {
     let test = |(name, arguments): &(&str, &str)| Test {
@@ -288,7 +293,7 @@ pub fn compare(
 }
 
 /// Compares one program; `remarks` are what it says about a point with C and with ours.
-fn compare_program(
+pub fn compare_program(
     base: &[(String, Verdict)],
     ours: &TapReport,
     remarks: impl Fn(&str) -> (String, String),

@@ -9,6 +9,7 @@ pub mod guest;
 pub mod harness;
 pub mod jobs;
 pub mod kept;
+pub mod kselftest;
 pub mod lifecycle;
 pub mod nested;
 pub mod report;

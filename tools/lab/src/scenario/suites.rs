@@ -25,7 +25,9 @@ use super::harness::{self, PLANTS};
 use super::jobs::Jobs;
 use super::kept::{self, Once, Results};
 use super::tools::Tools;
-use super::{Bench, Cases, Provider, bare, fuzz, guest, lifecycle, nested, selftests, vendor_name};
+use super::{
+    Bench, Cases, Provider, bare, fuzz, guest, kselftest, lifecycle, nested, selftests, vendor_name,
+};
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -235,20 +237,32 @@ fn own_suites<'a>(jobs: &mut Jobs<'a>, cache: &'a Cache, ground: &'a Ground, tar
         Ok(())
     });
     jobs.mark_last_long();
+    let of_c = Arc::new(Once::default());
+    let base = Arc::clone(&of_c);
     jobs.add(label("guest tests, ours"), move |suite| {
         // The processor itself is at hand if it is an emulated one.
         let emulated = (target.vendor, target.engine) == (Vendor::Intel, Engine::Bochs);
         let without_kernel = emulated.then(|| bare::run(c, &target, &ground.bare_program));
         let without_kernel = without_kernel.transpose()?.map(Results::from);
-        let base = guest::base(cache, c, &target, &ground.guest_tests)?;
+        let base = base.get(|| guest::base(cache, c, &target, &ground.guest_tests))?;
         let outcome = guest::run(patched, &target, &ground.guest_tests, "ours")?;
         let (bare, ours) = (without_kernel.as_ref(), outcome.into());
-        for (verdict, detail) in guest::compare(target.vendor, &base, bare, &ours) {
+        for (verdict, detail) in guest::compare(target.vendor, base, bare, &ours) {
             suite.count(verdict, || detail);
         }
         Ok(())
     });
     jobs.mark_last_long();
+    // The harness is the same for both; Bochs would take minutes.
+    if target.engine != Engine::Bochs {
+        jobs.add(label("kselftest"), move |suite| {
+            let base = of_c.get(|| guest::base(cache, c, &target, &ground.guest_tests))?;
+            for (verdict, detail) in kselftest::run(patched, &target, base)? {
+                suite.count(verdict, || detail);
+            }
+            Ok(())
+        });
+    }
 }
 
 /// Adds the upstream selftests, each run of which is compared with one on the stock kernel.
